@@ -1,0 +1,59 @@
+# The two commands to know are `make up` and `make test`; both make .venv first, and are quick the second time.
+
+PYTHON ?= python3
+DATA ?=
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help up venv test lint bench lock clean
+
+help:
+	@echo 'make up [DATA=routes.csv] [ARGS="--champion spline"]   set up, train once, serve until Ctrl-C'
+	@echo 'make test [ARGS="-k schema"]                           set up and run the tests'
+	@echo 'make lint | bench | lock | clean'
+
+up: venv
+	@$(BIN)/gleaner train --if-empty $(DATA) $(ARGS)
+	@exec $(BIN)/gleaner serve
+
+test: venv
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: venv
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: venv
+	@$(BIN)/python bench/serving.py
+	@$(BIN)/python bench/training.py
+
+# What the locks say, checked by hash. uv does it in seconds; where it cannot reach what pip is set up for, pip does.
+venv: $(VENV)/.made
+
+$(VENV)/.made: pyproject.toml requirements/uv.lock requirements/dev.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is wanted, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
+	@echo 'making $(VENV), once; this takes a minute'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r requirements/dev.lock \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q src
+	@touch $@
+
+# The newest versions that fit pyproject.toml, with hashes and without addresses.
+lock: venv
+	@for extras in serve: train:--extra=train dev:--extra=train,--group=dev; do \
+	  $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --python-version 3.11 \
+	    --custom-compile-command 'make lock' $$(echo $${extras#*:} | tr , ' ') pyproject.toml \
+	    --output-file requirements/$${extras%%:*}.lock; \
+	done
+	@echo uv | $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --python-version 3.11 \
+	  --custom-compile-command 'make lock' - --output-file requirements/uv.lock
+
+clean:
+	rm -rf $(VENV) .gleaner .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,11 @@
+"""Ask the running service for a prediction: `python check_api.py --data '{...}' --port 5001` is `gleaner check`."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "src"))
+
+from gleaner.launch import run  # noqa: E402  # found only now
+
+run(ROOT, ["check", *sys.argv[1:]])

@@ -1,0 +1,5 @@
+"""`python -m gleaner` is `gleaner`."""
+
+from gleaner.cli import main
+
+main()

@@ -1,0 +1,340 @@
+"""The service's HTTP: a plain WSGI callable in front of a Flask app.
+
+The callable alone gives the id, limits the body and the work in flight, counts and times, and writes problem
+documents. Its fast branch answers a prediction that is right in every way; everything else goes through Flask.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import logging
+import queue
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+from flask import Flask, Response, request
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from werkzeug.exceptions import HTTPException
+
+from gleaner import __version__
+from gleaner.errors import BadBody, BadRows, NoModel, Overloaded, TooLarge, WrongType, nearest
+from gleaner.logs import request_id
+from gleaner.metrics import Models, Traffic
+from gleaner.settings import Serving
+from gleaner.slots import Loaded, Slots
+from gleaner.wire import JSON, PROBLEM, RowReader, problem, write_details, write_json, write_predictions
+
+log = logging.getLogger(__name__)
+
+Environ = dict[str, Any]
+Headers = list[tuple[str, str]]
+StartResponse = Callable[[str, Headers], Any]
+
+# The one table from what went wrong to what HTTP calls it.
+_STATUS: Mapping[type[Exception], int] = {
+    BadBody: 400,
+    TooLarge: 413,
+    WrongType: 415,
+    BadRows: 422,
+    Overloaded: 503,
+    NoModel: 503,
+}
+_OUTCOME: Mapping[type[Exception], str] = {Overloaded: "overloaded"}
+_STATUS_LINE = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+_JSON_TYPES = frozenset({JSON, f"{JSON}; charset=utf-8", f"{JSON};charset=utf-8", f"{JSON}; charset=UTF-8"})
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PIECE = 1 << 16
+_RETRY_SECONDS: Mapping[type[Exception], str] = {Overloaded: "1", NoModel: "10"}
+
+
+class Turns:
+    """A bounded number of turns; who finds none waits a moment, then is turned away."""
+
+    def __init__(self, turns: int, wait_seconds: float, reason: str) -> None:
+        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(turns):
+            self._free.put(None)
+        self._wait, self._reason = wait_seconds, reason
+        self.give = self._free.put
+
+    def take(self) -> None:
+        """Raises Overloaded if no turn comes free in time; after success, call `give(None)`."""
+        try:
+            self._free.get(False)
+        except queue.Empty:
+            try:
+                self._free.get(timeout=self._wait) if self._wait else self._free.get(False)
+            except queue.Empty:
+                raise Overloaded(self._reason) from None
+
+
+@dataclass(slots=True)
+class _Bound:
+    """A loaded version with the reader of its own schema."""
+
+    loaded: Loaded
+    reader: RowReader
+    version: str
+
+
+class App:
+    """The outer WSGI callable. `draining` is set when the service is told to stop."""
+
+    def __init__(self, slots: Slots, serving: Serving, registry: CollectorRegistry) -> None:
+        self.slots, self.serving, self.registry = slots, serving, registry
+        self.draining = threading.Event()
+        self.flask = _make_flask(self)
+        self._paths = {f"/{slot}/predict": slot for slot in slots.aliases}
+        routes = [str(rule) for rule in self.flask.url_map.iter_rules()]
+        self.traffic = Traffic(slots.aliases, routes, registry)
+        Models(slots, registry)
+        self._bound: dict[str, _Bound] = {}
+        self._work = Turns(serving.max_in_flight, serving.queue_seconds, "too many requests are in flight")
+        # Some threads stay free of slow bodies, so that health, metrics and refusals always find one.
+        self._reading = Turns(serving.threads - 100, 0, "too many bodies are being sent at once")
+        self._prefix, self._ids = secrets.token_hex(5), itertools.count(1)
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request; whatever happens in here is answered, counted and timed."""
+        began = time.perf_counter()
+        own_id = f"{self._prefix}-{next(self._ids):x}"
+        asked_id = environ.get("HTTP_X_REQUEST_ID")
+        id_ = asked_id if asked_id is not None and _ID.fullmatch(asked_id) else own_id
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        slot = self._paths.get(path) if method == "POST" else None
+        self.traffic.began()
+        try:
+            body = self._read_body(environ)
+            if slot is not None and not environ["QUERY_STRING"] and environ.get("CONTENT_TYPE") in _JSON_TYPES:
+                answer = self._answer_fast(slot, body)
+                if answer is not None:
+                    content, version, rows = answer
+                    start_response(
+                        "200 OK",
+                        [
+                            ("Content-Type", JSON),
+                            ("X-Request-Id", id_),
+                            ("X-Model-Version", version),
+                            ("X-Prediction-Id", own_id),
+                        ],
+                    )
+                    self.traffic.answered_prediction(slot, path, rows, time.perf_counter() - began)
+                    return [content]
+            status, headers, content, rows = self._answer(environ, body, id_, own_id)
+            outcome = "success"
+        except Exception as e:
+            status, headers, content = self._problem(e, id_)
+            outcome, rows = _OUTCOME.get(type(e), "invalid" if status < 500 else "error"), 0
+        headers.append(("X-Request-Id", id_))
+        seconds = time.perf_counter() - began
+        self.traffic.answered(method, path, str(status), seconds)
+        if slot is not None:
+            self.traffic.predicted(slot, outcome, rows, seconds)
+        start_response(_STATUS_LINE[status], headers)
+        return [content]
+
+    def predict(self, slot: str, body: bytes) -> tuple[list[float], Loaded]:
+        """The predictions for a body of JSON, and the version that made them; the diagnosing path.
+
+        Raises NoModel, Overloaded, BadBody, TooLarge, BadRows.
+        """
+        bound = self._bind(slot)
+        self._work.take()
+        try:
+            return bound.loaded.predictor.predict(bound.reader.read(body)).tolist(), bound.loaded
+        finally:
+            self._work.give(None)
+
+    def is_ready(self) -> bool:
+        """Whether requests should be sent here: the first slot answers, and the service is not stopping."""
+        return self.slots.current[next(iter(self.slots.aliases))] is not None and not self.draining.is_set()
+
+    def _answer_fast(self, slot: str, body: bytes) -> tuple[bytes, str, int] | None:
+        """(answer, version, rows) of a body that is right in every way; None for one to be diagnosed."""
+        bound = self._bind(slot)
+        self._work.take()
+        try:
+            rows = bound.reader.accept(body)
+            if rows is None:
+                return None
+            predictor = bound.loaded.predictor
+            predictions = (
+                [predictor.predict_row(rows[0])]
+                if len(rows) == 1
+                else predictor.predict(np.array(rows, dtype=np.float64).reshape(len(rows), predictor.width)).tolist()
+            )
+            return write_predictions(predictions), bound.version, len(rows)
+        finally:
+            self._work.give(None)
+
+    def _answer(self, environ: Environ, body: bytes, id_: str, own_id: str) -> tuple[int, Headers, bytes, int]:
+        """(status, headers, content, rows predicted) by Flask."""
+        environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
+        environ.pop("HTTP_TRANSFER_ENCODING", None)
+        environ["gleaner.prediction_id"] = own_id
+        token = request_id.set(id_)
+        try:
+            response = Response.from_app(self.flask.wsgi_app, environ, buffered=True)
+            return response.status_code, list(response.headers), response.get_data(), environ.get("gleaner.rows", 0)
+        finally:
+            request_id.reset(token)
+
+    def _bind(self, slot: str) -> _Bound:
+        """The slot's version at this moment, with its reader. Raises NoModel."""
+        loaded, bound = self.slots.current[slot], self._bound.get(slot)
+        if bound is not None and bound.loaded is loaded:
+            return bound
+        if loaded is None:
+            fault = self.slots.faults.get(slot, "no version yet")
+            if "no version" in fault:
+                fault += "; run `gleaner train DATA.csv`"
+            raise NoModel(f"slot {slot} has no model: {fault}")
+        serving = self.serving
+        reader = RowReader(loaded.manifest.schema, max_rows=serving.max_rows, max_depth=serving.max_depth)
+        bound = self._bound[slot] = _Bound(loaded, reader, str(loaded.version))
+        return bound
+
+    def _read_body(self, environ: Environ) -> bytes:
+        """The whole body, of bounded length. Raises TooLarge, WrongType, BadBody, Overloaded."""
+        length, encoding = environ.get("CONTENT_LENGTH", ""), environ.get("HTTP_TRANSFER_ENCODING")
+        if not length and encoding is None:
+            return b""
+        if environ.get("HTTP_CONTENT_ENCODING") is not None:
+            raise WrongType("a compressed body is not read; send it as it is, without Content-Encoding")
+        if encoding is not None and (length or encoding.strip().lower() != "chunked"):
+            raise BadBody("wanted either Content-Length or Transfer-Encoding: chunked")
+        limit, expected = self.serving.max_body_bytes, None
+        if encoding is None:
+            if not (length.isascii() and length.isdigit()):
+                raise BadBody("Content-Length is not a number")
+            expected = int(length[:20])
+            if expected > limit:
+                raise TooLarge(f"{expected:,} bytes; one request takes {limit:,}")
+        self._reading.take()
+        try:
+            return _read_pieces(environ["wsgi.input"], expected, limit)
+        finally:
+            self._reading.give(None)
+
+    def _problem(self, error: Exception, id_: str) -> tuple[int, Headers, bytes]:
+        """(status, headers, content) of what went wrong; nothing of our inside is shown."""
+        headers: Headers = [("Content-Type", PROBLEM)]
+        if isinstance(error, HTTPException):
+            status, detail = error.code or 500, error.description or ""
+            headers += [(k, v) for k, v in error.get_headers() if k in {"Allow", "Location"}]
+        else:
+            status, detail = _STATUS.get(type(error), 500), str(error)
+        if status == 500:
+            log.error("request failed", exc_info=error, extra={"request_id": id_})
+            detail = f"an error of the service; its log has it under {id_}"
+        if type(error) in _RETRY_SECONDS:
+            headers.append(("Retry-After", _RETRY_SECONDS[type(error)]))
+        faults = error.faults if isinstance(error, BadRows) else ()
+        return status, headers, problem(status, HTTPStatus(status).phrase, detail, id_, faults)
+
+
+def _read_pieces(stream: Any, expected: int | None, limit: int) -> bytes:
+    if expected is not None and expected <= _PIECE:
+        body: bytes = stream.read(expected)
+        if len(body) == expected:
+            return body
+    else:
+        body = b""
+    pieces, read = [body], len(body)
+    while expected is None or read < expected:
+        piece = stream.read(_PIECE if expected is None else min(_PIECE, expected - read))
+        if not piece:
+            break
+        pieces.append(piece)
+        read += len(piece)
+        if read > limit:
+            raise TooLarge(f"more than {limit:,} bytes; one request takes no more")
+    if expected is not None and read != expected:
+        raise BadBody(f"the body ended after {read:,} of {expected:,} bytes")
+    return b"".join(pieces)
+
+
+def _make_flask(app: App) -> Flask:
+    """The routes. What they raise travels to the callable in front, which alone writes problems."""
+    flask = Flask("gleaner", static_folder=None)
+    flask.config.update(PROPAGATE_EXCEPTIONS=True, TRAP_HTTP_EXCEPTIONS=True)
+    flask.url_map.merge_slashes = False
+    started = time.time()
+
+    @flask.get("/")
+    def index() -> Response:
+        slots = {slot: f"/{slot}/predict" for slot in app.slots.aliases}
+        links = {name: f"/{name}" for name in ("health_status", "livez", "readyz", "metrics")}
+        return _json({"service": "gleaner", "version": __version__, "predict": slots, "links": links})
+
+    @flask.get("/health_status")
+    def health_status() -> Response:
+        slots = {slot: _slot(app, slot) for slot in app.slots.aliases}
+        faulty = any(state["fault"] for state in slots.values())
+        status = "unavailable" if not app.is_ready() else "degraded" if faulty else "ok"
+        body = {"status": status, "slots": slots, "uptime_seconds": round(time.time() - started, 3)}
+        return _json(body, 503 if status == "unavailable" else 200)
+
+    @flask.get("/livez")
+    def livez() -> Response:
+        return _json({"status": "ok"})
+
+    @flask.get("/readyz")
+    def readyz() -> Response:
+        if app.draining.is_set():
+            raise NoModel("the service is stopping")
+        if not app.is_ready():
+            app._bind(next(iter(app.slots.aliases)))
+        return _json({"status": "ok"})
+
+    @flask.get("/metrics")
+    def metrics() -> Response:
+        return Response(generate_latest(app.registry), content_type=CONTENT_TYPE_LATEST)
+
+    def predict(slot: str) -> Response:
+        detail = _read_query()
+        if request.mimetype != JSON:
+            raise WrongType(f"wanted Content-Type: {JSON}, got {request.mimetype or 'none'!r}")
+        predictions, loaded = app.predict(slot, request.get_data())
+        id_ = request.environ["gleaner.prediction_id"]
+        request.environ["gleaner.rows"] = len(predictions)
+        ids = [f"{id_}-{i}" for i in range(len(predictions))] if detail else []
+        content = write_details(predictions, loaded.version, ids) if detail else write_predictions(predictions)
+        return Response(
+            content, content_type=JSON, headers={"X-Model-Version": str(loaded.version), "X-Prediction-Id": id_}
+        )
+
+    for slot in app.slots.aliases:
+        flask.post(f"/{slot}/predict", endpoint=f"predict_{slot}", defaults={"slot": slot})(predict)
+    return flask
+
+
+def _read_query() -> bool:
+    """Whether `detail` is asked for. Raises BadBody for a parameter that there is not."""
+    for name in request.args:
+        if name != "detail":
+            raise BadBody(f"no such query parameter: {name[:60]!r}{nearest(name[:60], ['detail'])}")
+    value = request.args.get("detail", "false")
+    if value not in {"true", "false"}:
+        raise BadBody(f"detail is true or false, got {value[:60]!r}")
+    return value == "true"
+
+
+def _slot(app: App, slot: str) -> dict[str, object]:
+    loaded = app.slots.current[slot]
+    facts: dict[str, object] = {"alias": app.slots.aliases[slot], "version": None, "candidate": None}
+    if loaded:
+        facts |= {"version": loaded.version, "candidate": loaded.manifest.candidate, "run_id": loaded.manifest.run_id}
+    return {**facts, "fault": app.slots.faults.get(slot)}
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(write_json(value), status=status, content_type=JSON)

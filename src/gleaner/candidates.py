@@ -1,0 +1,169 @@
+"""The model families that training tries: what each is made of, its grid, and its real epochs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
+from sklearn.linear_model import LinearRegression, PoissonRegressor, Ridge
+from sklearn.model_selection import ParameterGrid
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import SplineTransformer, StandardScaler
+from sklearn.tree import DecisionTreeRegressor
+
+from gleaner.schema import Array
+
+TREES_PER_BATCH = 20
+ROWS_WORTH_THREADS = 5_000  # below it, sharing the work out takes longer than doing it
+KNOTS = 5
+
+Parameters = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a family must know of the table beyond its rows.
+
+    monotone: 1, -1 or 0 for each of the k columns. log: whether the loss is one of logarithms.
+    counts: whether the target is never negative.
+    """
+
+    monotone: Sequence[int]
+    log: bool
+    counts: bool
+    seed: int
+
+
+class Family(ABC):
+    """One candidate. `grid` has the values to try for each parameter; empty where none is tuned."""
+
+    grid: Mapping[str, Sequence[Any]] = {}
+
+    @abstractmethod
+    def make(self, task: Task, parameters: Parameters, X: Array) -> Any:
+        """An estimator to be fitted on X."""
+
+    def trials(self, task: Task, X: Array, y: Array, test: Array) -> Iterator[tuple[Parameters, Array]]:
+        """Fit every point of the grid on X, y; its parameters, and its predictions for the rows of `test`."""
+        for parameters in ParameterGrid(dict(self.grid)) if self.grid else ():
+            yield parameters, self.make(task, parameters, X).fit(X, y).predict(test)
+
+    def fit(self, estimator: Any, X: Array, y: Array, sample: Array) -> Iterator[Array]:
+        """Fit, and yield the predictions for the rows of `sample` after each epoch; here, one."""
+        yield estimator.fit(X, y).predict(sample)
+
+
+class Linear(Family):
+    """Least squares on standardised columns; what every other family has to beat."""
+
+    def make(self, task: Task, parameters: Parameters, X: Array) -> Any:
+        return Pipeline([("scale", StandardScaler()), ("regress", LinearRegression())])
+
+
+class Tree(Family):
+    """One regression tree: a handful of rules that can be read aloud."""
+
+    grid = {"max_depth": (3, 5, 10)}
+
+    def make(self, task: Task, parameters: Parameters, X: Array) -> Any:
+        return DecisionTreeRegressor(random_state=task.seed, **parameters)
+
+
+class Forest(Family):
+    """The mean of many trees. An epoch is a batch of them."""
+
+    grid = {"max_depth": (5, 10, 20), "n_estimators": (50, 100, 200)}
+
+    def make(self, task: Task, parameters: Parameters, X: Array) -> Any:
+        return RandomForestRegressor(random_state=task.seed, n_jobs=_threads(X), **parameters)
+
+    def trials(self, task: Task, X: Array, y: Array, test: Array) -> Iterator[tuple[Parameters, Array]]:
+        # The first 50 trees of a forest of 200 are the forest of 50: a third of the fits tells as much.
+        sizes = self.grid["n_estimators"]
+        for depth in self.grid["max_depth"]:
+            parameters = {"max_depth": depth, "n_estimators": max(sizes)}
+            forest = self.make(task, parameters, X).fit(X, y)
+            for size, predicted in _means(forest.estimators_, test):
+                if size in sizes:
+                    yield {"max_depth": depth, "n_estimators": size}, predicted
+
+    def fit(self, estimator: Any, X: Array, y: Array, sample: Array) -> Iterator[Array]:
+        trees, total = estimator.n_estimators, np.zeros(len(sample))
+        estimator.set_params(warm_start=True)
+        for start in range(0, trees, TREES_PER_BATCH):
+            # A warm start draws the same trees as one fit of all would.
+            size = min(start + TREES_PER_BATCH, trees)
+            estimator.set_params(n_estimators=size, n_jobs=_threads(X)).fit(X, y)
+            for tree in estimator.estimators_[start:]:
+                total += tree.predict(sample)
+            yield total / size
+        # Threads build trees; one alone adds them up, so that a sum does not depend on which came first.
+        estimator.set_params(warm_start=False, n_jobs=1)
+
+
+def _means(trees: Sequence[Any], X: Array) -> Iterator[tuple[int, Array]]:
+    """(n, mean of the first n trees' predictions) for each n."""
+    total = np.zeros(len(X))
+    for n, tree in enumerate(trees, start=1):
+        total += tree.predict(X)
+        yield n, total / n
+
+
+def _threads(X: Array) -> int:
+    """scikit-learn's `n_jobs` for a table of this size."""
+    return -1 if len(X) >= ROWS_WORTH_THREADS else 1
+
+
+class Boosting(Family):
+    """Histogram gradient boosting of the absolute error, on the logarithm of the target where the loss is one.
+
+    It keeps to the declared directions. An epoch is a boosting round.
+    """
+
+    def make(self, task: Task, parameters: Parameters, X: Array) -> Any:
+        boosting = HistGradientBoostingRegressor(
+            loss="absolute_error", monotonic_cst=list(task.monotone), random_state=task.seed, **parameters
+        )
+        if not task.log:
+            return boosting
+        return TransformedTargetRegressor(boosting, func=np.log1p, inverse_func=np.expm1, check_inverse=False)
+
+    def fit(self, estimator: Any, X: Array, y: Array, sample: Array) -> Iterator[Array]:
+        estimator.fit(X, y)
+        if isinstance(estimator, TransformedTargetRegressor):
+            yield from (np.expm1(stage) for stage in estimator.regressor_.staged_predict(sample))
+        else:
+            yield from estimator.staged_predict(sample)
+
+
+class Spline(Family):
+    """A sum of smooth curves, one per column, under a Poisson regression's exponential; flat beyond the knots.
+
+    For a target that can be negative it is a ridge regression on the same curves.
+    """
+
+    def make(self, task: Task, parameters: Parameters, X: Array) -> Any:
+        curves = []
+        for j in range(X.shape[1]):
+            knots = np.unique(np.quantile(X[:, j], np.linspace(0, 1, KNOTS)))
+            curve = SplineTransformer(degree=3, knots=knots[:, None], extrapolation="constant", include_bias=False)
+            curves.append((f"column_{j}", curve if len(knots) > 2 else "passthrough", [j]))
+        if task.counts:
+            regression: Any = PoissonRegressor(alpha=0.1, solver="newton-cholesky", max_iter=300)
+        else:
+            regression = Ridge(alpha=1.0)
+        return Pipeline([("curves", ColumnTransformer(curves)), ("regress", regression)])
+
+
+FAMILIES: Mapping[str, Family] = {
+    "linear": Linear(),
+    "decision_tree": Tree(),
+    "random_forest": Forest(),
+    "gradient_boosting": Boosting(),
+    "spline": Spline(),
+}

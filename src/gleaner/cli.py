@@ -1,0 +1,497 @@
+"""`gleaner`: the commands, each one composed of calls into the library; imports of the library are inside them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from gleaner import __version__
+from gleaner.errors import BadTraining, GleanerError, MissingExtra, NoModel, Refused
+
+if TYPE_CHECKING:
+    from gleaner.events import Event, Fitted
+    from gleaner.settings import Settings
+    from gleaner.tables import Table
+
+DONE_IN_PART = 3
+_TRAINING_MODULES = ("mlflow", "sklearn", "onnx", "matplotlib", "threadpoolctl", "scipy")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="gleaner")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="The settings file; else GLEANER_CONFIG, ./gleaner.toml."
+)
+@click.pass_context
+def gleaner(context: click.Context, config: Path | None) -> None:
+    """Put one tabular regression model into production and keep watch over it."""
+    context.obj = config
+
+
+@gleaner.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--target", required=True, help="The header of the column to be predicted.")
+def init(data: Path, target: str) -> None:
+    """Write a first gleaner.toml for the table in DATA, a CSV file."""
+    from gleaner.draft import draft_settings
+    from gleaner.settings import FILE
+
+    text = draft_settings(data, target)
+    try:
+        with Path(FILE).open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as e:
+        raise Refused(f"{FILE} is there already, and stays as it is; move it away first") from e
+    click.echo(f"wrote {FILE}; read it through, then: gleaner train")
+
+
+@gleaner.command()
+@click.argument("data", required=False, type=click.Path(path_type=Path))
+@click.option("--champion", help="`best`, or the candidate that is to serve in v1.")
+@click.option("--challenger", help="`second`, `none`, or the candidate that is to serve in v2.")
+@click.option("--candidates", help="The candidates to try, with commas between them.")
+@click.option("--seed", type=int, help="The seed of everything random.")
+@click.option("--linger", is_flag=True, help="Go on exposing the training metrics until Ctrl-C.")
+@click.option("--metrics-port", type=int, help="The port of the training metrics; 0 for any free one.")
+@click.option("--if-empty", is_flag=True, help="Do nothing if there is a version already.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@click.pass_obj
+def train(
+    config: Path | None,
+    data: Path | None,
+    champion: str | None,
+    challenger: str | None,
+    candidates: str | None,
+    seed: int | None,
+    linger: bool,
+    metrics_port: int | None,
+    if_empty: bool,
+    as_json: bool,
+) -> None:
+    """Train on DATA, a CSV file, and register the two best candidates."""
+    from gleaner.settings import load_settings, prepare_mlflow
+
+    training = {
+        "champion": champion,
+        "challenger": challenger,
+        "candidates": candidates.split(",") if candidates else None,
+        "seed": seed,
+    }
+    settings = load_settings(config, _flags(training=training, ports={"train_metrics": metrics_port}))
+    source = data or settings.data
+    if source is None:
+        raise BadTraining("no data: name a CSV file, or set training.data in gleaner.toml")
+    if if_empty and _has_version(settings, data):
+        return
+    prepare_mlflow(settings)
+    with _training_extra():
+        _train(settings, source, linger=linger, as_json=as_json)
+
+
+def _train(settings: Settings, source: Path, *, linger: bool, as_json: bool) -> None:
+    """One training, from the file to the aliases."""
+    from prometheus_client import CollectorRegistry
+
+    from gleaner.artifact import Artifact
+    from gleaner.events import Chosen, Loaded
+    from gleaner.metrics import Resources, TrainingMetrics
+    from gleaner.packing import pack
+    from gleaner.predictor import ENGINE, selftest
+    from gleaner.server import serve_metrics
+    from gleaner.store import Store
+    from gleaner.tables import read_table
+    from gleaner.tracking import Recorder
+    from gleaner.training import train as run_training
+
+    began = time.monotonic()
+    registry = CollectorRegistry()
+    metrics = TrainingMetrics(registry)
+    Resources([settings.state], registry)
+    port = serve_metrics(registry, settings.serving.host, settings.ports.train_metrics, "ports.train_metrics")
+    report = _Report(quiet=as_json)
+    table = read_table(source, settings.schema_, max_rows=settings.training.max_rows)
+    report.read(table)
+    store = Store(settings.store)
+    chosen: Chosen | None = None
+    with tempfile.TemporaryDirectory(prefix="gleaner-") as scratch, Recorder(settings, source) as recorder, report:
+        for event in run_training(table, settings):
+            recorder.record(event)
+            metrics.record(event)
+            report.show(event)
+            if isinstance(event, Loaded):
+                constant = event.constant
+            if isinstance(event, Chosen):
+                chosen = event
+        assert chosen is not None
+        roles = {"champion": chosen.champion, **({"challenger": chosen.challenger} if chosen.challenger else {})}
+        artifacts: dict[str, tuple[Fitted, Artifact]] = {}
+        for alias, fitted in roles.items():
+            run_id = recorder.children[fitted.candidate].info.run_id
+            artifact = pack(fitted, table, constant, settings, Path(scratch) / alias, run_id=run_id)
+            artifacts[alias] = (fitted, artifact)
+        versions = recorder.register(artifacts)
+        for alias, version in versions.items():
+            added = store.add(version, artifacts[alias][1].folder)
+            selftest(added.folder)
+            store.remember_passed(version, added.digest, ENGINE)
+        recorder.point(versions)
+        store.point({"champion": None, "challenger": None, **versions})
+    metrics.succeeded(time.monotonic() - began)
+    outcome = {
+        alias: {"version": version, "candidate": roles[alias].candidate, **roles[alias].scores.named()}
+        for alias, version in versions.items()
+    }
+    report.done(outcome, time.monotonic() - began)
+    if linger:
+        click.echo(f"training metrics stay on http://{settings.serving.host}:{port}/metrics until Ctrl-C", err=True)
+        threading.Event().wait()
+
+
+@gleaner.command()
+@click.option("--host", help="The address to listen on.")
+@click.option("--port", type=int, help="The API's port; 0 for any free one.")
+@click.option("--metrics-port", type=int, help="The port of the metrics alone; 0 for any free one.")
+@click.option(
+    "--insecure", is_flag=True, default=None, help="Listen beyond loopback, though nobody is asked for a key."
+)
+@click.option("--log", type=click.Choice(["human", "json"]), help="The form of log lines.")
+@click.pass_obj
+def serve(
+    config: Path | None,
+    host: str | None,
+    port: int | None,
+    metrics_port: int | None,
+    insecure: bool | None,
+    log: str | None,
+) -> None:
+    """Serve predictions until Ctrl-C or SIGTERM."""
+    from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+
+    from gleaner.allocator import limit_arenas
+    from gleaner.app import App
+    from gleaner.logs import start_logging
+    from gleaner.metrics import Resources
+    from gleaner.ports import check_port
+    from gleaner.server import check_host, serve, serve_metrics
+    from gleaner.settings import drop_request_variables, load_settings
+    from gleaner.slots import Slots
+    from gleaner.store import Store
+
+    serving = {"host": host, "insecure": insecure, "log": log}
+    ports = {"ml_app": port, "ml_app_metrics": metrics_port}
+    settings = load_settings(config, _flags(serving=serving, ports=ports))
+    start_logging(settings.serving.log)
+    drop_request_variables()
+    limit_arenas()
+    check_host(settings.serving.host, insecure=settings.serving.insecure)
+    check_port(settings.serving.host, settings.ports.ml_app, "ports.ml_app")
+
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    Resources([settings.state], registry)
+    slots = Slots(Store(settings.store), settings.serving.slots)
+    app = App(slots, settings.serving, registry)
+    metrics_at = serve_metrics(registry, settings.serving.host, settings.ports.ml_app_metrics, "ports.ml_app_metrics")
+    slots.refresh()
+    stop = threading.Event()
+    follower = threading.Thread(
+        target=slots.follow, args=(settings.serving.poll_seconds, stop), name="follower", daemon=True
+    )
+    follower.start()
+
+    def on_listen(listening: int) -> None:
+        click.echo(f"{settings.model.name} on http://{settings.serving.host}:{listening}", nl=False)
+        click.echo(f", metrics on http://{settings.serving.host}:{metrics_at}/metrics")
+        for slot, alias in settings.serving.slots.items():
+            loaded = slots.current[slot]
+            what = f"version {loaded.version}, {loaded.manifest.candidate}" if loaded else slots.faults[slot]
+            click.echo(f"  POST /{slot}/predict  {alias}: {what}")
+        if not app.is_ready():
+            click.echo("  nothing to answer with yet: run `gleaner train DATA.csv`; it is picked up by itself")
+        sys.stdout.flush()
+
+    def on_stop() -> None:
+        app.draining.set()
+        stop.set()
+
+    serve(app, settings.serving, settings.ports.ml_app, on_listen=on_listen, on_stop=on_stop)
+
+
+@gleaner.command()
+@click.option("--data", required=True, help="One object, or a list of them, as JSON; `-` reads standard input.")
+@click.option("--host", default="localhost", show_default=True)
+@click.option("--port", type=int, help="The API's port; else the settings'.")
+@click.option("--slot", default="v1", show_default=True)
+@click.pass_obj
+def check(config: Path | None, data: str, host: str, port: int | None, slot: str) -> None:
+    """Ask a running service for a prediction, and show what went over the wire."""
+    from gleaner.client import check
+    from gleaner.logs import start_logging
+    from gleaner.settings import load_settings
+
+    try:
+        value = json.loads(sys.stdin.read() if data == "-" else data)
+    except ValueError as e:
+        raise click.BadParameter(f"not JSON: {e}", param_hint="--data") from e
+    start_logging()
+    check(value, host=host, port=port or load_settings(config).ports.ml_app, slot=slot)
+
+
+@gleaner.group()
+def models() -> None:
+    """The versions there are, and which of them serve."""
+
+
+@models.command("list")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def list_models(config: Path | None, as_json: bool) -> None:
+    """List the versions in the store."""
+    from gleaner.settings import load_settings
+    from gleaner.store import Store
+
+    store = Store(load_settings(config).store)
+    aliases = store.aliases()
+    rows = []
+    for version in store.versions():
+        row: dict[str, Any] = {"version": version, "aliases": [a for a, v in aliases.items() if v == version]}
+        try:
+            manifest = store.read(version).manifest
+        except GleanerError as e:
+            rows.append({**row, "fault": str(e)})
+            continue
+        about = {"candidate": manifest.candidate, "created": manifest.created, "data": manifest.data.name}
+        rows.append({**row, **about, "mae": manifest.scores["mae"], "constant_mae": manifest.constant["mae"]})
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        raise NoModel(f"{store.root} holds no version; run `gleaner train DATA.csv`")
+    head = ("version", "aliases", "candidate", "mae", "constant's", "created", "data")
+    keys = ("version", "aliases", "candidate", "mae", "constant_mae", "created", "data")
+    _print_table(head, [[_cell(row.get(key, row.get("fault", ""))) for key in keys] for row in rows])
+
+
+@models.command()
+@click.argument("version", type=int)
+@click.option("--alias", default="champion", show_default=True)
+@click.pass_obj
+def promote(config: Path | None, version: int, alias: str) -> None:
+    """Point an alias at VERSION, in the registry and in the store; a running service follows within 10 s."""
+    from gleaner.settings import load_settings, prepare_mlflow
+    from gleaner.store import Store
+
+    settings = load_settings(config)
+    store = Store(settings.store)
+    before = store.aliases().get(alias)
+    store.read(version)
+    prepare_mlflow(settings)
+    recorded = True
+    try:
+        from gleaner.tracking import move_alias
+    except ImportError:
+        recorded = False
+    else:
+        move_alias(settings, alias, version)
+    store.point({alias: version})
+    click.echo(f"{alias} is version {version}" + (f", it was {before}" if before else ""))
+    if not recorded:
+        click.echo("MLflow is not installed here, so its registry still has the old alias", err=True)
+        sys.exit(DONE_IN_PART)
+
+
+@gleaner.group("config")
+def config_group() -> None:
+    """The settings."""
+
+
+@config_group.command()
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def show(config: Path | None, as_json: bool) -> None:
+    """Show every setting as it holds now: flags, environment, file and defaults together."""
+    from gleaner.settings import load_settings, show_settings
+
+    settings = load_settings(config)
+    click.echo(json.dumps(settings.model_dump(mode="json"), indent=2) if as_json else show_settings(settings))
+
+
+@gleaner.command()
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def doctor(config: Path | None, as_json: bool) -> None:
+    """Look for what is wrong on this machine, and say how to mend it."""
+    from gleaner.doctor import examine
+    from gleaner.settings import load_settings
+
+    findings = list(examine(load_settings(config)))
+    if as_json:
+        fields = ("verdict", "what", "detail", "fix")
+        click.echo(json.dumps([{name: getattr(finding, name) for name in fields} for finding in findings], indent=2))
+    else:
+        colours = {"OK": "green", "WARN": "yellow", "FAIL": "red"}
+        for finding in findings:
+            click.secho(f"{finding.verdict:4}", fg=colours[finding.verdict], nl=False)
+            click.echo(f" {finding.what}: {finding.detail}")
+            if finding.fix:
+                click.echo(f"     fix: {finding.fix}")
+    if any(finding.verdict == "FAIL" for finding in findings):
+        sys.exit(1)
+
+
+class _Report:
+    """What a person sees of a training: a progress bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self.rows: list[tuple[str, ...]] = []
+        self.suspects: list[str] = []
+        self._bar: Any = None
+
+    def __enter__(self) -> None:
+        if not self.quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("reading", total=None)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def read(self, table: Table) -> None:
+        self._say(f"{table.path}: {len(table.y):,} rows used, {table.refused:,} refused")
+        for name, header in table.taken.items():
+            self._say(f"  {name} from {header!r}")
+        for fault in table.faults[:10]:
+            self._say(f"  refused: {fault}")
+        if table.refused > 10:
+            self._say("  ... all of them, up to 100, are in the run's refused_rows.txt")
+
+    def show(self, event: Event) -> None:
+        from gleaner.events import Fitted, Loaded, Started, Step, Suspect
+
+        match event:
+            case Loaded(_, constant, steps):
+                self.rows.append(("(the median)", *_scores(constant.named()), "", ""))
+                if self._bar:
+                    self._bar.update(self._task, total=steps)
+            case Started(candidate):
+                if self._bar:
+                    self._bar.update(self._task, description=candidate)
+                else:
+                    self._say(f"training {candidate}")
+            case Step():
+                if self._bar:
+                    self._bar.advance(self._task)
+            case Fitted():
+                scores = _scores(event.scores.named())
+                self.rows.append((event.candidate, *scores, f"{event.training_loss:.3f}", f"{event.seconds:.1f}"))
+            case Suspect(line, reason):
+                self.suspects.append(f"  line {line}: {reason}")
+            case _:
+                pass
+
+    def done(self, outcome: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
+        if self.quiet:
+            click.echo(json.dumps(outcome, indent=2))
+            return
+        head = ("candidate", "mae", "r2", "loss", "accuracy", "training loss", "seconds")
+        _print_table(head, self.rows)
+        if self.suspects:
+            click.echo("rows to look at; they were used:")
+            click.echo("\n".join(self.suspects))
+        for alias, about in outcome.items():
+            click.echo(f"{alias}: version {about['version']}, {about['candidate']}")
+        click.echo(f"done in {seconds:.1f} s")
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            click.echo(text)
+
+
+def _scores(scores: Mapping[str, float]) -> tuple[str, ...]:
+    return tuple(f"{scores[name]:.3f}" for name in ("mae", "r2", "loss", "accuracy"))
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns of equal width; numbers to the right."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    for row in (head, *rows):
+        numeric = [cell[:1].isdigit() or cell[:1] == "-" for cell in row]
+        cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)]
+        click.echo("  ".join(cells).rstrip())
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _flags(**sections: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """The flags that were given, nested as the settings are."""
+    given = {name: {k: v for k, v in values.items() if v is not None} for name, values in sections.items()}
+    return {name: values for name, values in given.items() if values}
+
+
+def _has_version(settings: Settings, data: Path | None) -> bool:
+    """Whether the store is filled; says so, and what with."""
+    from gleaner.store import Store
+
+    store = Store(settings.store)
+    version = store.aliases().get("champion")
+    if version is None:
+        return False
+    about = store.read(version).manifest.data
+    click.echo(f"not training: version {version}, trained on {about.name}, is there; `gleaner train` trains a new one")
+    if data is not None and data.name != about.name:
+        click.echo(f"  it was NOT trained on {data}; for that: gleaner train {data}")
+    return True
+
+
+@contextmanager
+def _training_extra() -> Iterator[None]:
+    """A missing part of the extra `train` is said to be one."""
+    try:
+        yield
+    except ModuleNotFoundError as e:
+        if (e.name or "").split(".")[0] in _TRAINING_MODULES:
+            raise MissingExtra("train", e.name) from e
+        raise
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command: exit 0 done, 1 the user can fix it, 2 usage, 3 done in part, 130 interrupted."""
+    command: Callable[..., Any] = gleaner.main
+    try:
+        command(args=list(arguments) if arguments is not None else None, prog_name="gleaner", standalone_mode=False)
+    except click.exceptions.Exit as e:
+        sys.exit(e.exit_code)
+    except click.UsageError as e:
+        e.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except GleanerError as e:
+        click.secho("error: ", fg="red", nl=False, err=True)
+        click.echo(str(e), err=True)
+        sys.exit(1)
+    finally:
+        logging.shutdown()
+    sys.exit(0)

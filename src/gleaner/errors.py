@@ -1,0 +1,130 @@
+"""What the user can fix: one tree of errors, each saying where, what was wrong and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+
+class GleanerError(Exception):
+    """Something the user can fix; the message is all they need to read."""
+
+
+class BadSetting(GleanerError):
+    """A key or a value that the settings do not accept."""
+
+    def __init__(self, source: str, key: str, reason: str) -> None:
+        super().__init__(f"{source}: {key}: {reason}" if key else f"{source}: {reason}")
+        self.source, self.key, self.reason = source, key, reason
+
+
+class BadValue(GleanerError):
+    """A cell, or a member of a JSON object, that its column does not accept.
+
+    place, number: what counts the rows ("line" of a file from 1, "row" of a body from 0), and which one.
+    reason: what would be right, and what was there.
+    """
+
+    def __init__(self, place: str, number: int, column: str, reason: str) -> None:
+        super().__init__(f"{place} {number}, column {column!r}: {reason}")
+        self.place, self.number, self.column, self.reason = place, number, column, reason
+
+
+class BadTable(GleanerError):
+    """A file that cannot be read as a table with the declared columns."""
+
+    def __init__(self, path: Path | str, reason: str, *, line: int | None = None) -> None:
+        where = f"{path}, line {line}" if line is not None else f"{path}"
+        super().__init__(f"{where}: {reason}")
+        self.path, self.reason, self.line = path, reason, line
+
+
+class BadArtifact(GleanerError):
+    """An artifact that must not be served. `reason` is one of `artifact.REASONS`, fit for a metric's label."""
+
+    def __init__(self, folder: Path | str, reason: str, detail: str) -> None:
+        super().__init__(f"{folder}: {detail}")
+        self.folder, self.reason, self.detail = folder, reason, detail
+
+
+class BadStore(GleanerError):
+    """A store that does not hold what was asked of it, or that something else has written into."""
+
+
+class BadTraining(GleanerError):
+    """A training that cannot be run as asked."""
+
+
+class BadBody(GleanerError):
+    """A request's body that is not what it says it is: not JSON, or JSON with a hidden trap."""
+
+
+class BadRows(GleanerError):
+    """A body that is right JSON with wrong values; one entry per fault.
+
+    faults: (JSON pointer, what is wrong) pairs.
+    """
+
+    def __init__(self, faults: Sequence[tuple[str, str]], *, unnamed: int = 0) -> None:
+        more = f", and {unnamed} more" if unnamed else ""
+        super().__init__(f"{faults[0][1]}" if len(faults) == 1 and not unnamed else f"{len(faults)} faults{more}")
+        self.faults, self.unnamed = faults, unnamed
+
+
+class TooLarge(GleanerError):
+    """A body with more bytes or rows than the service takes in one request."""
+
+
+class WrongType(GleanerError):
+    """A body in a media type or an encoding that the route does not read."""
+
+
+class Overloaded(GleanerError):
+    """As much work is in flight as the service takes; the same request may be sent again in a moment."""
+
+
+class NoModel(GleanerError):
+    """Nothing to answer with yet."""
+
+
+class PortTaken(GleanerError):
+    """A port that another process listens on."""
+
+    def __init__(self, host: str, port: int, setting: str, holder: str) -> None:
+        super().__init__(
+            f"port {port} on {host} is taken by {holder}; stop it, or set {setting} in gleaner.toml "
+            f"(or {environment_name(setting)}) to another port"
+        )
+        self.host, self.port, self.setting, self.holder = host, port, setting, holder
+
+
+class Refused(GleanerError):
+    """An action that is not safe as asked; the message says which way is."""
+
+
+class Unreachable(GleanerError):
+    """A server that did not answer."""
+
+
+class MissingExtra(GleanerError):
+    """An optional part that is not installed."""
+
+    def __init__(self, extra: str, module: str | None) -> None:
+        super().__init__(f"{module or 'a part'} is not installed, which this needs: pip install 'gleaner[{extra}]'")
+        self.extra, self.module = extra, module
+
+
+def environment_name(setting: str) -> str:
+    """The environment variable of a setting, such as `GLEANER_PORTS__ML_APP` for `ports.ml_app`."""
+    return "GLEANER_" + setting.upper().replace(".", "__")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the closest known name, or the known names where none is close."""
+    known = list(known)
+    close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.6)
+    for k in known:
+        if close and k.lower() == close[0]:
+            return f"; did you mean {k!r}?"
+    return f"; known: {', '.join(map(repr, sorted(known)))}"

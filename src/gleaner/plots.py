@@ -1,0 +1,61 @@
+"""Pictures of a fitted candidate: predicted against actual, residuals, importances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gleaner.events import Fitted
+from gleaner.schema import Target
+from gleaner.tables import Table
+
+_POINTS = 5_000
+
+
+def draw_plots(fitted: Fitted, table: Table, target: Target, folder: Path) -> Iterator[Path]:
+    """Write the plots of a candidate into a folder, as PNG; gives the path of each.
+
+    Predictions are out of fold: of rows that the model had not seen. Of more than 5,000 rows, 5,000 are drawn.
+    """
+    y, predicted = table.y, fitted.out_of_fold
+    if len(y) > _POINTS:
+        shown = np.random.default_rng(0).choice(len(y), _POINTS, replace=False)
+        y, predicted = y[shown], predicted[shown]
+    unit = f" ({target.unit})" if target.unit else ""
+
+    figure, axes = _figure(f"{fitted.candidate}: out-of-fold mean absolute error {fitted.scores.mae:.3g}{unit}")
+    ends = [float(min(y.min(), predicted.min())), float(max(y.max(), predicted.max()))]
+    axes.plot(ends, ends, color="0.6", linewidth=1, label="right")
+    axes.scatter(predicted, y, s=12, alpha=0.5, linewidths=0)
+    axes.set(xlabel=f"predicted {target.name}{unit}", ylabel=f"actual {target.name}{unit}")
+    axes.legend(frameon=False)
+    yield _save(figure, folder / "predicted_against_actual.png")
+
+    figure, axes = _figure(f"{fitted.candidate}: residuals")
+    axes.axhline(0, color="0.6", linewidth=1)
+    axes.scatter(predicted, y - predicted, s=12, alpha=0.5, linewidths=0)
+    axes.set(xlabel=f"predicted {target.name}{unit}", ylabel=f"actual minus predicted{unit}")
+    yield _save(figure, folder / "residuals.png")
+
+    figure, axes = _figure(f"{fitted.candidate}: what shuffling a column costs")
+    ranked = sorted(fitted.importances.items(), key=lambda item: item[1])
+    axes.barh([name for name, _ in ranked], [value for _, value in ranked])
+    axes.set(xlabel=f"growth of the mean absolute error{unit}")
+    yield _save(figure, folder / "importances.png")
+
+
+def _figure(title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, 4.8), dpi=90, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path)
+    return path

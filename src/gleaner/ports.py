@@ -1,0 +1,51 @@
+"""Who holds a port, and whether it can be had."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import shlex
+import socket
+
+import psutil
+
+from gleaner.errors import PortTaken
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_port(host: str, port: int, setting: str) -> None:
+    """Raises PortTaken, naming the holder and the setting, if `port` cannot be listened on; 0 always can.
+
+    Tried without SO_REUSEPORT, under which a second server would share the port in silence.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as e:
+            found = find_holder(port)
+            if found is None and e.errno not in {98, 48}:  # EADDRINUSE on Linux and on macOS
+                raise PortTaken(host, port, setting, f"nobody, but it cannot be bound ({e.strerror})") from e
+            raise PortTaken(host, port, setting, found or "a process that this user cannot see") from e
+
+
+def find_holder(port: int) -> str | None:
+    """`pid 4711 (python src/predict.py)` of the process that listens on a port, if it can be seen."""
+    for process in psutil.process_iter(["pid", "cmdline", "name"]):
+        try:
+            listening = any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in process.net_connections())
+        except psutil.Error:
+            continue
+        if listening:
+            command = shlex.join(process.info["cmdline"] or [process.info["name"] or "?"])
+            return f"pid {process.info['pid']} ({command[:120]})"
+    return None

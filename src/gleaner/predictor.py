@@ -1,0 +1,127 @@
+"""One artifact, ready to answer: a matrix in, predictions out. Which engine computes them stays in here."""
+
+from __future__ import annotations
+
+import math
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from gleaner.allocator import release
+from gleaner.artifact import INPUT, OUTPUT, Artifact, read_artifact
+from gleaner.errors import BadArtifact
+from gleaner.schema import Array
+
+ENGINE = f"onnxruntime {onnxruntime.__version__}"
+SELFTEST_SECONDS = 30.0
+# Another processor may sum in another order; a wrong model is off by much more.
+TOLERANCE = 1e-9
+
+
+class Predictor:
+    """An artifact's model in memory, for any number of threads."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        """Raises BadArtifact if the engine does not take the model, or it is not one matrix in, one column out."""
+        options = onnxruntime.SessionOptions()
+        # More threads are slower for a row, and a forest's sums then depend on how the rows were shared out.
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        # The arena keeps what the largest batch needed for ever; the allocator gives it back.
+        options.enable_cpu_mem_arena = False
+        try:
+            session = onnxruntime.InferenceSession(str(artifact.model), options, providers=["CPUExecutionProvider"])
+        except Exception as e:  # its errors share no class of their own
+            raise BadArtifact(artifact.folder, "load", f"onnxruntime does not load it: {e}") from e
+        self.width = len(artifact.manifest.schema.columns)
+        shapes = [(port.name, port.type, port.shape[1:]) for port in (*session.get_inputs(), *session.get_outputs())]
+        if shapes != [(INPUT, "tensor(double)", [self.width]), (OUTPUT, "tensor(double)", [1])]:
+            raise BadArtifact(
+                artifact.folder, "load", f"wanted {self.width} double columns in and one out, got {shapes}"
+            )
+        release()
+        self._session = session
+        self._pack = struct.Struct(f"{self.width}d").pack_into
+        self._own = threading.local()
+
+    def predict(self, X: Array) -> Array:
+        """Predictions, shape (n,), in the target's unit, for accepted rows X, shape (n, k).
+
+        Raises ArithmeticError if one is not finite: then the model is at fault, and no number is better than it.
+        """
+        answer: Array = self._session.run([OUTPUT], {INPUT: X})[0][:, 0]
+        if not np.isfinite(answer).all():
+            raise ArithmeticError("the model's answer is not finite")
+        return answer
+
+    def predict_row(self, row: Sequence[float]) -> float:
+        """The prediction for one row of k accepted numbers; the same as `predict` gives, without making arrays.
+
+        Each thread fills a buffer of its own, to which the engine was bound once.
+        Raises ArithmeticError as `predict` does.
+        """
+        try:
+            own = self._own.bound
+        except AttributeError:
+            own = self._own.bound = _Bound(self._session, self.width)
+        self._pack(own.row, 0, *row)
+        own.run(own.binding, None)
+        answer: float = own.answer.item()
+        if not math.isfinite(answer):
+            raise ArithmeticError("the model's answer is not finite")
+        return answer
+
+
+class _Bound:
+    """One thread's buffers for one row, and the engine bound to them."""
+
+    __slots__ = ("answer", "binding", "keep", "row", "run")
+
+    def __init__(self, session: onnxruntime.InferenceSession, width: int) -> None:
+        self.row, self.answer = np.zeros((1, width)), np.zeros((1, 1))
+        # Kept, since the engine holds only the addresses; the methods below the wrappers save a third of the time.
+        self.keep = session.io_binding()
+        self.keep.bind_input(INPUT, "cpu", 0, np.float64, (1, width), self.row.ctypes.data)
+        self.keep.bind_output(OUTPUT, "cpu", 0, np.float64, (1, 1), self.answer.ctypes.data)
+        self.binding, self.run = self.keep._iobinding, session._sess.run_with_iobinding
+
+
+def selftest(folder: Path) -> None:
+    """Ask an artifact's model for its golden rows in a process of its own, which may crash or hang.
+
+    A tree whose node index is out of range loads cleanly and ends the process that asks it.
+    Raises BadArtifact if it does not give its golden answers in time.
+    """
+    command = [sys.executable, "-m", "gleaner.predictor", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SELFTEST_SECONDS, check=False)
+    except subprocess.TimeoutExpired as e:
+        raise BadArtifact(folder, "selftest", f"its self-test took longer than {SELFTEST_SECONDS:.0f} s") from e
+    if done.returncode < 0:
+        raise BadArtifact(folder, "selftest", f"its self-test was ended by signal {-done.returncode}")
+    if done.returncode:
+        raise BadArtifact(folder, "selftest", done.stderr.strip().splitlines()[-1] if done.stderr else "it failed")
+
+
+def check_golden(artifact: Artifact) -> None:
+    """Ask for the golden rows here. Raises BadArtifact if an answer differs by more than 1e-9, relative."""
+    golden = artifact.manifest.golden
+    wanted = np.array(golden.answers)
+    got = Predictor(artifact).predict(np.array(golden.rows, dtype=np.float64))
+    if got.shape != wanted.shape or not np.allclose(got, wanted, rtol=TOLERANCE, atol=1e-12):
+        worst = int(np.argmax(np.abs(got - wanted))) if got.shape == wanted.shape else 0
+        reason = f"golden row {worst} should give {wanted[worst]!r}, gave {got.flat[worst]!r}"
+        raise BadArtifact(artifact.folder, "selftest", reason)
+
+
+if __name__ == "__main__":
+    try:
+        check_golden(read_artifact(Path(sys.argv[1])))
+    except (BadArtifact, ArithmeticError) as refusal:
+        sys.exit(str(refusal))

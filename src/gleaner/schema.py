@@ -1,0 +1,191 @@
+"""The columns of the one table: every format becomes the same float64 matrix here, with every fault named."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gleaner.errors import BadValue, nearest
+
+Array = NDArray[np.float64]
+
+# Trees and forests compare float32 inputs, so a number must stay finite when it is rounded to one.
+LARGEST = float(np.finfo(np.float32).max)
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """One input column. `min` and `max` bound what is accepted; `values` are the words of a category."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # pydantic's name for it; `settings` reads these from TOML
+
+    name: str
+    type: Literal["float", "int", "category"] = "float"
+    unit: str = ""
+    min: float | None = None
+    max: float | None = None
+    monotone: Literal["up", "down"] | None = None
+    sources: tuple[str, ...] = ()
+    map: Mapping[str, float] = field(default_factory=dict)
+    values: tuple[str, ...] = ()
+    description: str = ""
+
+    @property
+    def lowest(self) -> float:
+        return -LARGEST if self.min is None else self.min
+
+    @property
+    def highest(self) -> float:
+        return LARGEST if self.max is None else self.max
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The matrix columns that it fills: its own, or one 0/1 column per value of a category."""
+        return tuple(f"{self.name}={value}" for value in self.values) if self.type == "category" else (self.name,)
+
+    @property
+    def wanted(self) -> str:
+        """What would be right, in words."""
+        if self.type == "category":
+            return "one of " + ", ".join(map(repr, self.values))
+        kind = "a whole number" if self.type == "int" else "a number"
+        unit = f" of {self.unit}" if self.unit else ""
+        return f"{kind}{unit}{_bounds(self.min, self.max)}"
+
+    def accept(self, value: object) -> float:
+        """The number that stands for a JSON value; for a category, the position in `values`.
+
+        Raises ValueError if the column does not accept it: a boolean or a text is no number.
+        """
+        if self.type == "category":
+            if not isinstance(value, str):
+                raise ValueError
+            return float(self.values.index(value))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError
+        try:
+            number = float(value)
+        except OverflowError as e:
+            raise ValueError from e
+        if not self.lowest <= number <= self.highest or (self.type == "int" and not number.is_integer()):
+            raise ValueError
+        return number
+
+    def accept_cell(self, cell: str) -> float:
+        """The number that stands for a cell's text. Raises ValueError if the column does not accept it."""
+        cell = cell.strip()
+        if self.type == "category":
+            return self.accept(cell)
+        return self.accept(self.map[cell] if cell in self.map else read_number(cell))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The column to be predicted. Below `min` neither a prediction nor an actual falls."""
+
+    name: str
+    sources: tuple[str, ...] = ()
+    unit: str = ""
+    min: float | None = None
+
+    def accept_cell(self, cell: str) -> float:
+        """The number in a cell's text. Raises ValueError if it is none, or below the minimum."""
+        number = read_number(cell.strip())
+        if not (-LARGEST if self.min is None else self.min) <= number <= LARGEST:
+            raise ValueError
+        return number
+
+    @property
+    def wanted(self) -> str:
+        return f"a number{f' of {self.unit}' if self.unit else ''}{_bounds(self.min, None)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The features in their order, the target, and where a file keeps the day of each row (if it does)."""
+
+    features: tuple[Feature, ...]
+    target: Target
+    date_sources: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the matrix columns, k of them."""
+        return tuple(column for feature in self.features for column in feature.columns)
+
+    @property
+    def monotone(self) -> tuple[int, ...]:
+        """1 (up), -1 (down) or 0 for each matrix column."""
+        signs = {"up": 1, "down": -1, None: 0}
+        return tuple(signs[feature.monotone] for feature in self.features for _ in feature.columns)
+
+    def matrix(self, rows: Sequence[Sequence[float]] | Array) -> Array:
+        """The matrix (n, k) of n rows of accepted numbers, one per feature; a category becomes 0/1 columns."""
+        accepted = np.asarray(rows, dtype=np.float64).reshape(len(rows), len(self.features))
+        if not any(feature.type == "category" for feature in self.features):
+            return accepted
+        blocks = []
+        for j, feature in enumerate(self.features):
+            column = accepted[:, j : j + 1]
+            blocks.append(column == np.arange(len(feature.values)) if feature.type == "category" else column)
+        return np.ascontiguousarray(np.hstack(blocks), dtype=np.float64)
+
+    def accept(self, row: Mapping[str, object], number: int) -> list[float] | list[BadValue]:
+        """The numbers of one JSON object, one per feature; or everything that is wrong with it."""
+        faults = [
+            BadValue("row", number, name[:100], f"no such column{nearest(name[:100], self.names)}")
+            for name in row
+            if name not in self.names
+        ]
+        numbers = []
+        for feature in self.features:
+            if feature.name not in row:
+                faults.append(BadValue("row", number, feature.name, f"is missing; wanted {feature.wanted}"))
+                continue
+            try:
+                numbers.append(feature.accept(row[feature.name]))
+            except ValueError:
+                reason = f"wanted {feature.wanted}, got {show(row[feature.name])}"
+                faults.append(BadValue("row", number, feature.name, reason))
+        return faults or numbers
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(feature.name for feature in self.features)
+
+
+def read_number(text: str) -> float:
+    """A decimal number as people write it in ASCII; no `1_000`, `1,000`, `inf`, `nan` or empty text."""
+    if not _NUMBER.fullmatch(text):
+        raise ValueError
+    return float(text)
+
+
+def show(value: object) -> str:
+    """A value for a message: short, in one line, and as the sender spelled it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, float) and math.isinf(value):
+        return "a number too large for any column"
+    text = ascii(value) if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else text[:50] + "..." + text[-1]
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    if low is None and high is None:
+        return ""
+    if high is None:
+        return f", {low:,.15g} or more"
+    return f" from {low:,.15g} to {high:,.15g}" if low is not None else f", {high:,.15g} or less"

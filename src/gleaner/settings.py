@@ -1,0 +1,396 @@
+"""`gleaner.toml`, the environment and the flags as one frozen object: a flag beats the environment beats the file."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from gleaner.errors import BadSetting, environment_name, nearest
+from gleaner.schema import Feature, Schema, Target
+
+FILE = "gleaner.toml"
+Candidate = Literal["linear", "decision_tree", "random_forest", "gradient_boosting", "spline"]
+CANDIDATES: tuple[Candidate, ...] = ("linear", "decision_tree", "random_forest", "gradient_boosting", "spline")
+# Read elsewhere than in the file's sections: which file to read, and the real routes that some tests want.
+_OTHER_VARIABLES = frozenset({"GLEANER_CONFIG", "GLEANER_REAL_ROUTES"})
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(_Section):
+    """The model: its name in the registry, and the column that it predicts."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Its name in the registry.")
+    target: str = Field(description="The column to be predicted.")
+    target_sources: tuple[str, ...] = Field((), description="Headers under which a file may keep the target, in order.")
+    unit: str = Field("", description="The target's unit.")
+    min: float | None = Field(None, description="Predictions and actuals never fall below it.")
+    date_sources: tuple[str, ...] = Field(
+        (), description="Headers under which a file may keep a row's day; only used to point at stray rows."
+    )
+
+
+class Training(_Section):
+    """What training tries, and how it chooses."""
+
+    candidates: tuple[Candidate, ...] = Field(CANDIDATES, min_length=1, description="The model families to try.")
+    champion: Candidate | Literal["best"] = Field("best", description="`best`, or a candidate's name.")
+    challenger: Candidate | Literal["second", "none"] = Field(
+        "second", description="`second`, a candidate's name, or `none`."
+    )
+    folds: int = Field(5, ge=2, le=50, description="Folds of the cross-validation.")
+    repeats: int = Field(3, ge=1, le=50, description="Times the cross-validation is repeated, shuffled anew.")
+    seed: int = Field(0, ge=0, lt=2**32, description="The seed of everything random.")
+    data: Path | None = Field(None, description="The CSV file to train from where none is named.")
+    max_rows: int = Field(1_000_000, ge=1, description="A file with more rows is refused; memory grows with it.")
+    suspect_gap_days: int = Field(90, ge=1, description="A row this many days from every other one is pointed at.")
+    suspect_deviation: float = Field(
+        5.0, gt=0, description="A row is pointed at when its residual is this many robust standard deviations off."
+    )
+
+
+class WithinFactor(_Section):
+    """A prediction is accurate within a factor: max((1+y)/(1+p), (1+p)/(1+y)) <= within_factor."""
+
+    within_factor: float = Field(gt=1)
+
+
+class Within(_Section):
+    """A prediction is accurate within a distance, in the target's unit."""
+
+    within: float = Field(gt=0)
+
+
+class Scores(_Section):
+    """How a model is judged; docs/metrics.md has the formulas."""
+
+    loss: Literal["squared_log_error", "standardised_squared_error"] = Field(
+        "squared_log_error", description="The training loss; the second is for a target that can be negative."
+    )
+    accuracy: WithinFactor | Within = Field(
+        WithinFactor(within_factor=2.0),
+        description="What counts as accurate: `{ within_factor = 2.0 }`, or `{ within = 10.0 }` in the target's unit.",
+    )
+
+
+class Ports(_Section):
+    """Every port of the whole system, and the only place to move one; 0 means any free one."""
+
+    ml_app: Port = Field(5001, description="The API. Also accepted as `serving.port`.")
+    ml_app_metrics: Port = Field(8010, description="The API's metrics alone: the scrape target of job `ml-api`.")
+    train_metrics: Port = Field(8003, description="Training metrics: the scrape target of job `train-metrics`.")
+
+
+class Serving(_Section):
+    """The HTTP service and its limits."""
+
+    host: str = Field("127.0.0.1", description="The address to listen on.")
+    insecure: bool = Field(False, description="Listen beyond loopback although anybody there may then ask.")
+    slots: dict[Annotated[str, Field(pattern=r"^v[1-9][0-9]*$")], str] = Field(
+        {"v1": "champion", "v2": "challenger"},
+        min_length=1,
+        description="The serving paths, and the alias that each follows.",
+    )
+    poll_seconds: float = Field(0.5, gt=0, le=10, description="How often the store is looked at for a moved alias.")
+    max_body_bytes: int = Field(1_000_000, ge=1_000, description="The largest body of JSON.")
+    max_rows: int = Field(10_000, ge=1, description="The most rows in one request of JSON.")
+    max_depth: int = Field(32, ge=2, le=200, description="The deepest nesting of JSON.")
+    max_in_flight: int = Field(64, ge=1, description="Requests computed at once; more wait, then get a 503.")
+    queue_seconds: float = Field(0.05, ge=0, le=5, description="How long a request waits for its turn.")
+    threads: int = Field(1_200, ge=110, le=10_000, description="Threads; a client that sends slowly holds one.")
+    drain_seconds: float = Field(10.0, ge=0, le=600, description="Time to answer what is in flight when told to stop.")
+    unready_seconds: float = Field(
+        0.0, ge=0, le=60, description="Time between `/readyz` saying no and the end of listening, for a load balancer."
+    )
+    log: Literal["human", "json"] = Field("human", description="The form of log lines.")
+
+
+class Tracking(_Section):
+    """Where runs and versions are recorded."""
+
+    uri: str = Field("", description="An MLflow server, or empty for a database of its own under `paths.state`.")
+    experiment: str = Field("", description="The experiment's name; empty for the model's.")
+    timeout_seconds: float = Field(10.0, gt=0, description="How long one call to an MLflow server may take.")
+
+
+class Paths(_Section):
+    """Where files are kept; relative to the folder of `gleaner.toml`."""
+
+    state: Path = Field(Path(".gleaner"), description="Everything that Gleaner writes: the store, MLflow's database.")
+
+
+def _distinct(features: tuple[Feature, ...]) -> tuple[Feature, ...]:
+    for i, feature in enumerate(features):
+        if feature.name in {other.name for other in features[:i]}:
+            raise ValueError(f"two features are named {feature.name!r}")
+        if not feature.name or ":" in feature.name:
+            raise ValueError(f"a feature's name is not empty and has no colon; got {feature.name!r}")
+        if (feature.type == "category") != bool(feature.values):
+            raise ValueError(f"{feature.name!r}: a category has `values`, and nothing else has")
+        if len(set(feature.values)) < len(feature.values):
+            raise ValueError(f"{feature.name!r}: a value stands twice in `values`")
+        if feature.type == "category" and (feature.map or feature.monotone or {feature.min, feature.max} != {None}):
+            raise ValueError(f"{feature.name!r}: a category has no `min`, `max`, `monotone` or `map`")
+        if not feature.lowest < feature.highest:
+            raise ValueError(f"{feature.name!r}: `min` is not below `max`")
+    return features
+
+
+class Settings(BaseSettings):
+    """Every port, path and threshold of the whole system."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix="GLEANER_", env_nested_delimiter="__")
+
+    model: Model
+    features: Annotated[tuple[Feature, ...], Field(min_length=1), AfterValidator(_distinct)]
+    training: Training = Training()
+    scores: Scores = Scores()
+    ports: Ports = Ports()
+    serving: Serving = Serving()
+    tracking: Tracking = Tracking()
+    paths: Paths = Paths()
+
+    file: Path = Field(default=Path(FILE), exclude=True, repr=False)  # where these were read; not a key of it
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.scores.loss == "squared_log_error" and (self.model.min is None or self.model.min <= -1):
+            raise ValueError(
+                "scores.loss: squared_log_error needs model.min above -1; "
+                "for a target that can be negative use standardised_squared_error and accuracy = { within = ... }"
+            )
+        if isinstance(self.scores.accuracy, WithinFactor) and (self.model.min is None or self.model.min <= -1):
+            raise ValueError("scores.accuracy: within_factor needs model.min above -1; use { within = ... }")
+        if self.model.target in {feature.name for feature in self.features}:
+            raise ValueError(f"model.target: {self.model.target!r} is a feature, too")
+        return self
+
+    @property
+    def schema_(self) -> Schema:
+        """The columns, as every reader wants them."""
+        target = Target(
+            name=self.model.target, sources=self.model.target_sources, unit=self.model.unit, min=self.model.min
+        )
+        return Schema(self.features, target, self.model.date_sources)
+
+    @property
+    def state(self) -> Path:
+        return self.file.parent / self.paths.state
+
+    @property
+    def data(self) -> Path | None:
+        """The CSV file to train from where none is named."""
+        return self.file.parent / self.training.data if self.training.data else None
+
+    @property
+    def store(self) -> Path:
+        return self.state / "store"
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.tracking.uri or f"sqlite:///{self.state.absolute() / 'mlflow.db'}"
+
+
+class _Source(PydanticBaseSettingsSource):
+    """Nested values from anywhere, in which `serving.port` is `ports.ml_app`: people look for it in both places."""
+
+    def __init__(self, settings_cls: type[BaseSettings], values: Callable[[], Mapping[str, Any]]) -> None:
+        super().__init__(settings_cls)
+        self.values = values
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return self.values().get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        values = dict(self.values())
+        serving = values.get("serving")
+        if isinstance(serving, dict) and "port" in serving:
+            values["serving"] = {key: value for key, value in serving.items() if key != "port"}
+            values["ports"] = {**values.get("ports", {}), "ml_app": serving["port"]}
+        return values
+
+
+def prepare_mlflow(settings: Settings) -> None:
+    """Set what MLflow reads from the environment while it is imported: no telemetry, bounded waiting, no chatter."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(settings.tracking.timeout_seconds)))
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "2"
+    os.environ["GIT_PYTHON_REFRESH"] = "quiet"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+
+
+def drop_request_variables() -> None:
+    """Take out of the environment what a WSGI server would mistake for parts of every request.
+
+    granian lays a request's headers over a copy of it: a variable HTTP_X_API_KEY would be everybody's key.
+    """
+    for name in list(os.environ):
+        if name.startswith("HTTP_") or name in {"CONTENT_LENGTH", "CONTENT_TYPE", "QUERY_STRING"}:
+            del os.environ[name]
+
+
+def find_settings(path: Path | None = None) -> Path:
+    """The file to read: `path`, else GLEANER_CONFIG, else `gleaner.toml` in this folder."""
+    return path or Path(os.environ.get("GLEANER_CONFIG") or FILE)
+
+
+def load_settings(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of a file (see `find_settings`), the environment, and `flags`, nested as the file is.
+
+    Raises BadSetting, naming the source, the key and what would be right.
+    """
+    path = find_settings(path)
+    try:
+        parsed = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise BadSetting(str(path), "", "no such file; `gleaner init DATA.csv --target COLUMN` writes one") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise BadSetting(str(path), "", f"is not TOML: {e}") from e
+    except OSError as e:
+        raise BadSetting(str(path), "", f"cannot be read: {e.strerror}") from e
+    if "file" in parsed:
+        raise BadSetting(str(path), "file", f"no such setting{nearest('file', _known(()))}")
+    _check_environment()
+
+    class Bound(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            sources = (init_settings, env_settings, lambda: parsed)
+            return tuple(_Source(settings_cls, source) for source in sources)
+
+    try:
+        return Bound(**{"file": path, **(flags or {})})
+    except ValidationError as e:
+        raise _readable(path, parsed, flags or {}, e) from e
+
+
+def _check_environment() -> None:
+    for name in os.environ:
+        section = name.removeprefix("GLEANER_").split("__")[0].lower()
+        if name.startswith("GLEANER_") and name not in _OTHER_VARIABLES and section not in _known(()):
+            known = sorted(_OTHER_VARIABLES | {environment_name(key) for key in _known(())})
+            raise BadSetting("environment", name, f"no such setting{nearest(name, known)}")
+
+
+def _known(location: tuple[object, ...]) -> list[str]:
+    """The keys that a section takes."""
+    names = {
+        "": [name for name in Settings.model_fields if name != "file"],
+        "features": list(Feature.__dataclass_fields__),
+    }
+    section = str(location[0]) if location else ""
+    if section in names:
+        return names[section]
+    model = Settings.model_fields[section].annotation
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return []
+    return [*model.model_fields, *(["port"] if section == "serving" else [])]
+
+
+def _readable(path: Path, parsed: Mapping[str, Any], flags: Mapping[str, Any], error: ValidationError) -> BadSetting:
+    """The first fault of a validation, in the words of the person who wrote the key."""
+    fault = error.errors()[0]
+    location = fault["loc"]
+    location = tuple(part for part in location if not _is_branch(part))
+    key = ".".join(map(str, location))
+    source = str(path)
+    if location and _value_at(flags, location) is not None:
+        source = "flag"
+    elif location and _value_at(parsed, location) is None and environment_name(key) in os.environ:
+        source, key = "environment", environment_name(key)
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+        return BadSetting(source, key, f"no such setting{nearest(str(location[-1]), _known(location[:-1]))}")
+    if fault["type"] == "missing":
+        return BadSetting(source, key, "is missing")
+    if not location:
+        return BadSetting(source, "", message)
+    got = "" if isinstance(fault["input"], list | tuple) else f"; got {fault['input']!r}"
+    return BadSetting(source, key, f"{message[0].lower()}{message[1:]}{got}")
+
+
+def _is_branch(part: object) -> bool:
+    """Whether a part of a location is pydantic's name for a branch of a union, and no key of ours."""
+    return isinstance(part, str) and ("[" in part or part in {"WithinFactor", "Within"})
+
+
+def _value_at(values: Any, location: tuple[Any, ...]) -> object:
+    """What stands at a location of nested values; None where nothing does."""
+    for part in location:
+        try:
+            values = values[part]
+        except (LookupError, TypeError):
+            return None
+    return values
+
+
+def describe() -> list[tuple[str, str, str, str]]:
+    """(key, type, default, meaning) of every setting, in the file's order; what `docs/settings.md` is made of."""
+    rows = []
+    for section, info in Settings.model_fields.items():
+        model = info.annotation
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            continue
+        for name, setting in model.model_fields.items():
+            default = "required" if setting.is_required() else _toml(setting.default)
+            rows.append((f"{section}.{name}", _kind(setting.annotation), default, setting.description or ""))
+    return rows
+
+
+def _kind(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(arguments[0])
+    if origin is Literal:
+        return ", ".join(f'"{value}"' for value in arguments)
+    if origin is UnionType or str(origin) == "typing.Union":
+        return " or ".join(_kind(part) for part in arguments if part is not type(None))
+    if origin in {tuple, dict}:
+        return {tuple: "list", dict: "table"}[origin]
+    names = {float: "number", int: "whole number", str: "text", bool: "true or false", Path: "path"}
+    return names.get(annotation, "table")
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, BaseModel):
+        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value) + " }"
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "none"
+    return f'"{value}"' if isinstance(value, str | Path) else f"{value:,}".replace(",", "_")
+
+
+def show_settings(settings: Settings) -> str:
+    """Every setting as it holds, a line each."""
+    lines = []
+    for section, values in settings.model_dump().items():
+        if section == "features":
+            names = ", ".join(feature.name for feature in settings.features)
+            lines.append(f"features = {names}")
+            continue
+        lines += [f"{section}.{name} = {_toml(getattr(getattr(settings, section), name))}" for name in values]
+    return "\n".join(lines)

@@ -1,0 +1,103 @@
+"""Which version answers in each slot: follow the store's aliases, test, swap; on any failure nothing changes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gleaner.artifact import Artifact, Manifest
+from gleaner.errors import BadArtifact, BadStore
+from gleaner.predictor import ENGINE, Predictor, selftest
+from gleaner.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """One version, ready. Compared by identity: a version is loaded once, however many slots it fills."""
+
+    version: int
+    manifest: Manifest
+    digest: str
+    predictor: Predictor
+
+
+class Slots:
+    """The version in each slot. Readers take `current[slot]` once per request and keep what they got.
+
+    aliases: the alias that each slot follows. test: the self-test, replaced in tests of a hanging one.
+    """
+
+    def __init__(self, store: Store, aliases: Mapping[str, str], *, test: Callable[..., None] = selftest) -> None:
+        self.store, self.aliases, self._test = store, dict(aliases), test
+        self.current: dict[str, Loaded | None] = dict.fromkeys(self.aliases)
+        self.faults: dict[str, str] = {}
+        self.failures: dict[str, int] = {}
+        self._refused: dict[str, int | None] = {}
+
+    def refresh(self) -> None:
+        """Look at the store once, and load what an alias has newly been pointed at."""
+        try:
+            wanted = self.store.aliases()
+        except BadStore as e:
+            self._fail(dict.fromkeys(self.aliases), "store", str(e))
+            return
+        for slot, alias in self.aliases.items():
+            version, loaded = wanted.get(alias), self.current[slot]
+            if version is None:
+                # A taken-away alias ends nothing: what answers goes on until there is something better.
+                self._refused.pop(slot, None)
+                if loaded is None:
+                    self.faults[slot] = f"no version has the alias {alias!r}"
+                continue
+            if loaded and loaded.version == version:
+                self._settle(slot)
+            elif self._refused.get(slot) != version:
+                self._load(slot, version)
+
+    def follow(self, every_seconds: float, stop: threading.Event) -> None:
+        """Refresh until told to stop."""
+        while not stop.wait(every_seconds):
+            try:
+                self.refresh()
+            except Exception:
+                # The thread that follows the store must outlive anything that it may find there.
+                log.exception("store not readable")
+
+    def _load(self, slot: str, version: int) -> None:
+        try:
+            loaded = self._already(version) or self._ready(version)
+        except BadArtifact as e:
+            self._fail({slot: version}, e.reason, str(e))
+            return
+        previous = self.current[slot]
+        self.current[slot] = loaded
+        self._settle(slot)
+        facts = {"slot": slot, "version": version, "candidate": loaded.manifest.candidate}
+        log.info("model loaded", extra={**facts, "previous": previous.version if previous else None})
+
+    def _ready(self, version: int) -> Loaded:
+        artifact: Artifact = self.store.read(version)
+        if not self.store.has_passed(version, artifact.digest, ENGINE):
+            self._test(artifact.folder)
+            self.store.remember_passed(version, artifact.digest, ENGINE)
+        return Loaded(version, artifact.manifest, artifact.digest, Predictor(artifact))
+
+    def _already(self, version: int) -> Loaded | None:
+        return next((loaded for loaded in self.current.values() if loaded and loaded.version == version), None)
+
+    def _settle(self, slot: str) -> None:
+        self._refused.pop(slot, None)
+        self.faults.pop(slot, None)
+
+    def _fail(self, refused: Mapping[str, int | None], reason: str, detail: str) -> None:
+        """Count and say a failure once; it is tried again only when the alias moves."""
+        news = [slot for slot in refused if self.faults.get(slot) != detail]
+        self._refused.update(refused)
+        self.faults.update(dict.fromkeys(refused, detail))
+        if news:
+            self.failures[reason] = self.failures.get(reason, 0) + 1
+            log.error("model not loaded", extra={"slot": ",".join(news), "reason": reason, "detail": detail})

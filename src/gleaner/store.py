@@ -1,0 +1,130 @@
+"""Versions and aliases on disk: what serving trusts, and all that it watches.
+
+store/versions/3/model.onnx, manifest.json    one artifact each, never changed
+store/passed/3.json                           which artifact passed its self-test, and under which engine
+store/aliases.json                            {"champion": 3, "challenger": 2}
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from gleaner.artifact import Artifact, read_artifact, sync, whole_folder
+from gleaner.errors import BadStore
+
+_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+class Store:
+    """The versions under a folder, and the aliases that point at them. The folder need not exist yet."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def versions(self) -> list[int]:
+        """The versions there are, in their order."""
+        folder = self.root / "versions"
+        try:
+            return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+        except FileNotFoundError:
+            return []
+
+    def folder(self, version: int) -> Path:
+        return self.root / "versions" / str(int(version))
+
+    def read(self, version: int) -> Artifact:
+        """A version's artifact, verified. Raises BadArtifact."""
+        return read_artifact(self.folder(version))
+
+    def aliases(self) -> dict[str, int]:
+        """Which version each alias points at. Raises BadStore if the file is not what this class writes."""
+        path = self.root / "aliases.json"
+        try:
+            aliases = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (ValueError, OSError) as e:
+            raise BadStore(f"{path}: cannot be read as aliases: {e}") from e
+        if not isinstance(aliases, dict) or not all(type(version) is int for version in aliases.values()):
+            raise BadStore(f'{path}: wanted {{"alias": version}}')
+        return aliases
+
+    def add(self, version: int, source: Path) -> Artifact:
+        """A copy of the artifact in `source` as a version: whole, verified, or not there at all.
+
+        The same artifact under the same number is left as it is.
+        Raises BadArtifact for a bad source, BadStore if the version is there with other content.
+        """
+        given = read_artifact(source)
+        folder = self.folder(version)
+        if folder.exists():
+            if read_artifact(folder).digest != given.digest:
+                raise BadStore(
+                    f"{folder} holds another model than the registry's version {version}; "
+                    f"the registry was begun anew, so move {self.root} away and train again"
+                )
+            return given
+        with whole_folder(folder) as half:
+            for path in source.iterdir():
+                shutil.copyfile(path, half / path.name)
+        return read_artifact(folder)
+
+    def point(self, aliases: Mapping[str, int | None]) -> None:
+        """Point aliases at versions, all in one step; None takes an alias away.
+
+        Raises BadStore for a version that is not there or a name that is no alias.
+        """
+        for alias, version in aliases.items():
+            if not _ALIAS.fullmatch(alias):
+                raise BadStore(f"{alias!r} is no alias: letters, digits, '_' and '-', at most 64")
+            if version is not None and version not in self.versions():
+                known = ", ".join(map(str, self.versions())) or "none"
+                raise BadStore(f"no version {version} in {self.root}; there is {known}")
+        with self._locked():
+            moved = {name: version for name, version in {**self.aliases(), **aliases}.items() if version is not None}
+            self._replace(self.root / "aliases.json", moved)
+
+    def has_passed(self, version: int, digest: str, engine: str) -> bool:
+        """Whether this very artifact passed its self-test under this very engine."""
+        try:
+            return bool(json.loads(self._passed(version).read_bytes()) == {"digest": digest, "engine": engine})
+        except (OSError, ValueError):
+            return False
+
+    def remember_passed(self, version: int, digest: str, engine: str) -> None:
+        self._replace(self._passed(version), {"digest": digest, "engine": engine})
+
+    def _passed(self, version: int) -> Path:
+        return self.root / "passed" / f"{version}.json"
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer of aliases at a time, over all processes; the lock goes with its process."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _replace(self, path: Path, content: object) -> None:
+        """A file that a reader sees either as it was or as it will be."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, half = tempfile.mkstemp(prefix=".half-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(half).chmod(0o644)
+            Path(half).rename(path)
+            sync(path.parent)
+        except BaseException:
+            Path(half).unlink(missing_ok=True)
+            raise

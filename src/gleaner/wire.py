@@ -1,0 +1,191 @@
+"""Bodies <-> values: JSON to accepted rows, predictions to JSON, and the problem document."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, NoReturn
+
+import msgspec
+
+from gleaner.errors import BadBody, BadRows, TooLarge
+from gleaner.schema import Array, Feature, Schema, show
+
+NAMED_FAULTS = 100
+
+JSON, PROBLEM = "application/json", "application/problem+json"
+
+_encode = msgspec.json.encode
+
+
+class RowReader:
+    """Reads bodies of JSON, an object or a list of objects, as rows of one schema.
+
+    `accept` is fast and may only accept; `read` is the judge of everything else. Where both accept, they give the
+    same numbers, which a property test holds them to.
+    """
+
+    def __init__(self, schema: Schema, *, max_rows: int, max_depth: int) -> None:
+        self.schema, self.max_rows, self.max_depth = schema, max_rows, max_depth
+        fields = [(f"f{i}", _accepted(feature)) for i, feature in enumerate(schema.features)]
+        names = {f"f{i}": feature.name for i, feature in enumerate(schema.features)}
+        row = msgspec.defstruct("Row", fields, rename=names, forbid_unknown_fields=True, gc=False)
+        self._decode = msgspec.json.Decoder(row | list[row]).decode  # type: ignore[valid-type]
+        self._row = row
+        self._width = len(fields)
+        has_category = any(feature.values for feature in schema.features)
+        self._columns = self._expand if has_category else msgspec.structs.astuple
+        # msgspec keeps the last of two equal keys without a word. With every field there and no other, a body
+        # with a key too many has a colon too many, as long as no value can hold one.
+        self._countable = not any(
+            ":" in word for feature in schema.features for word in (feature.name, *feature.values)
+        )
+
+    def accept(self, body: bytes) -> list[tuple[float, ...]] | None:
+        """The rows of a body that is right in every way, k numbers each; None for one that `read` has to look at."""
+        try:
+            decoded = self._decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+        rows = [decoded] if decoded.__class__ is self._row else decoded
+        if len(rows) > self.max_rows or body.count(b":") != self._width * len(rows) or not self._countable:
+            return None
+        return list(map(self._columns, rows))
+
+    def read(self, body: bytes) -> Array:
+        """The matrix (n, k) of a body.
+
+        Raises BadBody where it is not strict JSON, TooLarge for more rows than are taken at once, and BadRows
+        with every fault (of the first hundred) for values that a column does not accept.
+        """
+        value = read_json(body, max_depth=self.max_depth)
+        rows, single = (value, False) if isinstance(value, list) else ([value], True)
+        if len(rows) > self.max_rows:
+            raise TooLarge(f"{len(rows):,} rows; one request takes {self.max_rows:,}, so send several")
+        accepted: list[Sequence[float]] = []
+        faults: list[tuple[str, str]] = []
+        unnamed = 0
+        for i, row in enumerate(rows):
+            start = "" if single else f"/{i}"
+            if not isinstance(row, dict):
+                found = [(start, f"wanted an object with {self._named()}, got {show(row)}")]
+            else:
+                numbers = self.schema.accept(row, i)
+                wrong = [fault for fault in numbers if not isinstance(fault, float)]
+                found = [(f"{start}/{_escape(fault.column)}", fault.reason) for fault in wrong]
+                if not found:
+                    accepted.append([number for number in numbers if isinstance(number, float)])
+            unnamed += max(0, len(faults) + len(found) - NAMED_FAULTS)
+            faults.extend(found[: NAMED_FAULTS - len(faults)])
+        if faults:
+            raise BadRows(faults, unnamed=unnamed)
+        return self.schema.matrix(accepted)
+
+    def _expand(self, row: Any) -> tuple[float, ...]:
+        """The columns of a row with categories in it."""
+        columns: list[float] = []
+        for feature, value in zip(self.schema.features, msgspec.structs.astuple(row), strict=True):
+            columns += [float(value == word) for word in feature.values] if feature.values else [value]
+        return tuple(columns)
+
+    def _named(self) -> str:
+        return ", ".join(map(repr, self.schema.names))
+
+
+def _accepted(feature: Feature) -> Any:
+    """The msgspec type that accepts only what the feature does."""
+    if feature.type == "category":
+        return Literal[feature.values]
+    if feature.type == "int":
+        # Not every whole number that a column accepts: 30.0 and 10**30 are left to the judge.
+        low, high = max(feature.lowest, -(2.0**53)), min(feature.highest, 2.0**53)
+        return Annotated[int, msgspec.Meta(ge=-int(-low // 1), le=int(high // 1))]
+    return Annotated[float, msgspec.Meta(ge=feature.lowest, le=feature.highest)]
+
+
+def write_predictions(predictions: Sequence[float]) -> bytes:
+    """`{"prediction": [...]}` with the shortest digits that read back as the same numbers."""
+    return _encode({"prediction": predictions})
+
+
+def write_details(predictions: Sequence[float], version: int, ids: Sequence[str]) -> bytes:
+    """The same, with the version and an id for each row."""
+    return _encode({"prediction": predictions, "prediction_id": list(ids), "version": [version] * len(ids)})
+
+
+def write_json(value: object) -> bytes:
+    """JSON in ASCII, whatever a text in it holds; raises ValueError for a number that JSON has no word for."""
+    return json.dumps(value, allow_nan=False).encode("ascii")
+
+
+def problem(status: int, title: str, detail: str, request_id: str, faults: Sequence[tuple[str, str]] = ()) -> bytes:
+    """A problem document, `application/problem+json`; `errors` as in the example of RFC 9457, section 3."""
+    document: dict[str, object] = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": f"urn:request:{request_id}",
+    }
+    if faults:
+        document["errors"] = [{"pointer": pointer, "detail": text} for pointer, text in faults]
+    return write_json(document)
+
+
+def read_json(body: bytes, *, max_depth: int) -> object:
+    """The value of a body of strict JSON: UTF-8 without a mark, no NaN, no key twice, no deeper than `max_depth`.
+
+    Raises BadBody, saying where.
+    """
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise BadBody(f"byte {e.start} is not UTF-8") from e
+    if _depth(text) > max_depth:
+        raise BadBody(f"nested deeper than {max_depth} levels")
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer)
+    except json.JSONDecodeError as e:
+        raise BadBody(f"not JSON: {e.msg[0].lower()}{e.msg[1:]}, at line {e.lineno}, column {e.colno}") from e
+
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for token in _tokens(text):
+        if token in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token in "]}":
+            depth -= 1
+    return deepest
+
+
+def _tokens(text: str) -> Iterator[str]:
+    return (match.group() for match in _TOKEN.finditer(text))
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise BadBody(f"the key {show(twice)} stands twice in one object")
+    return result
+
+
+def _constant(name: str) -> NoReturn:
+    raise BadBody(f"{name} is not a number in JSON")
+
+
+def _integer(digits: str) -> int | float:
+    # Python refuses to read very long integers; no column accepts one either.
+    return int(digits) if len(digits) <= 400 else float(digits)
+
+
+def _escape(name: str) -> str:
+    """One part of a JSON pointer. Source: RFC 6901, section 3."""
+    return name.replace("~", "~0").replace("/", "~1")

@@ -1,0 +1,8 @@
+"""Serve predictions: `python src/predict.py [options]` is `gleaner serve`."""
+
+import sys
+from pathlib import Path
+
+from gleaner.launch import run
+
+run(Path(__file__).resolve().parents[1], ["serve", *sys.argv[1:]])

@@ -1,0 +1,8 @@
+"""Train: `python src/train.py [DATA.csv] [options]` is `gleaner train`."""
+
+import sys
+from pathlib import Path
+
+from gleaner.launch import run
+
+run(Path(__file__).resolve().parents[1], ["train", *sys.argv[1:]])

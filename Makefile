@@ -7,12 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up venv test lint bench lock clean
+.PHONY: help up venv test lint bench docs lock clean
 
 help:
 	@echo 'make up [DATA=routes.csv] [ARGS="--champion spline"]   set up, train once, serve until Ctrl-C'
 	@echo 'make test [ARGS="-k schema"]                           set up and run the tests'
-	@echo 'make lint | bench | lock | clean'
+	@echo 'make lint | bench | docs | lock | clean'
 
 up: venv
 	@$(BIN)/gleaner train --if-empty $(DATA) $(ARGS)
@@ -43,6 +43,9 @@ $(VENV)/.made: pyproject.toml requirements/uv.lock requirements/dev.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m compileall -q src
 	@touch $@
+
+docs: venv
+	@$(BIN)/gleaner config describe > docs/settings.md
 
 # The newest versions that fit pyproject.toml, with hashes and without addresses.
 lock: venv

@@ -1,7 +1,7 @@
 """How fast one row is answered, beside the same server answering a constant: `make bench`.
 
-The server has one core, the load generator (wrk, 16 keep-alive connections, 1,024 distinct bodies) the other. The three are
-measured in turn, round after round, so that a slow minute of the machine falls on all of them; medians count.
+The server has one core, the load generator (wrk, 16 keep-alive connections, 1,024 distinct bodies) the other. The
+three are measured in turn, round after round, so that a slow minute of the machine falls on all of them; medians count.
 The two artifacts are trained here: a tree of depth 3, and a forest of 200 trees of depth 10.
 """
 
@@ -88,7 +88,8 @@ def fill_store(settings: Settings, table: Table) -> None:
 def server(command: list[str], environment: dict[str, str]):
     """A server pinned to the first core; (process, its first line)."""
     pinned = ["taskset", "-c", "0", sys.executable, *command]
-    with subprocess.Popen(pinned, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(pinned, env=environment, text=True, **pipes) as process:
         try:
             yield process, process.stdout.readline()
         finally:
@@ -166,12 +167,13 @@ def main() -> None:
             port = int(re.search(r":(\d+),", line)[1])
             places = {"constant": (int(constant_line), "/"), "v1": (port, "/v1/predict"), "v2": (port, "/v2/predict")}
             found: dict[str, list[tuple[float, float]]] = {name: [] for name in places}
-            for name, place in places.items():
+            for place in places.values():
                 load(*place, script, 1)
             for _ in range(options.rounds):
                 for name, place in places.items():
                     found[name].append(load(*place, script, options.seconds))
-            memory = sum(p.memory_info().rss for p in [psutil.Process(process.pid), *psutil.Process(process.pid).children()])
+            tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            memory = sum(member.memory_info().rss for member in tree)
         starts = [start_seconds(environment) for _ in range(options.rounds)]
 
     names = ("granian", "onnxruntime", "msgspec", "numpy", "flask")

@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -103,14 +104,15 @@ class Artifact:
 def write_artifact(folder: Path, model: bytes, manifest: Manifest) -> Artifact:
     """The artifact in a new folder, whole or not at all; the manifest's `files` are filled in here.
 
-    Raises FileExistsError if the folder exists.
+    Raises FileExistsError if the folder exists, BadArtifact if what was written is not what `read_artifact` takes.
     """
     manifest = msgspec.structs.replace(manifest, files={MODEL: File(hashlib.sha256(model).hexdigest(), len(model))})
     described = msgspec.json.format(msgspec.json.encode(_plain(manifest)), indent=1)
     with whole_folder(folder) as half:
         (half / MODEL).write_bytes(model)
         (half / MANIFEST).write_bytes(described)
-    return read_artifact(folder)
+        written = read_artifact(half)
+    return dataclasses.replace(written, folder=folder)
 
 
 def read_artifact(folder: Path) -> Artifact:
@@ -121,6 +123,8 @@ def read_artifact(folder: Path) -> Artifact:
     """
     manifest_path = folder / MANIFEST
     try:
+        if not stat.S_ISREG(manifest_path.lstat().st_mode):
+            raise BadArtifact(folder, "files", f"{MANIFEST} is not a plain file")
         if manifest_path.stat().st_size > LARGEST_MANIFEST:
             raise BadArtifact(folder, "size", f"{MANIFEST} is larger than {LARGEST_MANIFEST:,} bytes")
         described = manifest_path.read_bytes()
@@ -235,16 +239,18 @@ def _check_operators(folder: Path) -> None:
 
 
 def _check_node(folder: Path, node: memoryview) -> None:
-    texts = {number: bytes(value).decode("ascii", "replace") for number, value in _members(node)}
-    operator = texts.get(_OP_TYPE, "")
-    if operator not in OPERATORS or texts.get(_DOMAIN, "") not in {"", "ai.onnx", "ai.onnx.ml"}:
+    # Every one that is stated: which of two counts depends on the reader, so none may be outside the list.
+    texts = [(number, bytes(value).decode("ascii", "replace")) for number, value in _members(node)]
+    operators, domains = ({text for number, text in texts if number == wanted} for wanted in (_OP_TYPE, _DOMAIN))
+    if not operators or not operators <= OPERATORS or not domains <= {"", "ai.onnx", "ai.onnx.ml"}:
+        operator = ", ".join(sorted(operators - OPERATORS or operators))
         raise BadArtifact(folder, "operator", f"{MODEL} uses the operator {operator!r}, which no export of ours emits")
     for number, attribute in _members(node):
         if number != _ATTRIBUTE:
             continue
         for kind, part in _members(attribute):
             if kind in {_SUBGRAPH, _SUBGRAPHS}:
-                raise BadArtifact(folder, "operator", f"{MODEL} holds a graph inside {operator!r}")
+                raise BadArtifact(folder, "operator", f"{MODEL} holds a graph inside {operators.pop()!r}")
             if kind in {_TENSOR, _TENSORS}:
                 _check_tensor(folder, part)
 
@@ -264,6 +270,8 @@ def _members(message: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
     view, at = memoryview(message), 0
     while at < len(view):
         tag, at = _varint(view, at)
+        if tag >> 32:
+            raise ValueError("a tag of more than 32 bits")  # protobuf's own readers cut it off there
         kind, start = tag & 7, at
         if kind == 0:
             _, at = _varint(view, at)

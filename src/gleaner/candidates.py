@@ -120,14 +120,19 @@ def _threads(X: Array) -> int:
 
 
 class Boosting(Family):
-    """Histogram gradient boosting of the absolute error, on the logarithm of the target where the loss is one.
+    """Histogram gradient boosting, on the logarithm of the target where the loss is one. An epoch is a round.
 
-    It keeps to the declared directions. An epoch is a boosting round.
+    It keeps to the declared directions, and then fits the squared error: for the absolute error scikit-learn moves
+    each leaf to a median after the tree is grown, past the bounds that keep it monotone. On 450 real routes more
+    minutes then cost up to 6 bags; to keep the promise costs 2 % of mean absolute error.
     """
 
     def make(self, task: Task, parameters: Parameters, X: Array) -> Any:
         boosting = HistGradientBoostingRegressor(
-            loss="absolute_error", monotonic_cst=list(task.monotone), random_state=task.seed, **parameters
+            loss="squared_error" if any(task.monotone) else "absolute_error",
+            monotonic_cst=list(task.monotone),
+            random_state=task.seed,
+            **parameters,
         )
         if not task.log:
             return boosting

@@ -327,6 +327,14 @@ def show(config: Path | None, as_json: bool) -> None:
     click.echo(json.dumps(settings.model_dump(mode="json"), indent=2) if as_json else show_settings(settings))
 
 
+@config_group.command()
+def describe() -> None:
+    """Describe every setting there is, in Markdown; docs/settings.md is made of it."""
+    from gleaner.settings import describe_settings
+
+    click.echo(describe_settings(), nl=False)
+
+
 @gleaner.command()
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_obj

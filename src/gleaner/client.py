@@ -28,11 +28,13 @@ def check(
 
     Raises Unreachable if nothing answers, Rejected if the answer is a problem.
     """
-    url = f"http://{host}:{port}/{slot}/predict"
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/{slot}/predict"
     log.info("Sending request to %s with data: %s", url, data)
     try:
-        response = httpx.post(url, json=data, timeout=timeout_seconds, trust_env=False)
-    except httpx.HTTPError as e:
+        # Not `json=data`, which raises for NaN: what is wrong with the data is the server's to say.
+        headers = {"Content-Type": "application/json"}
+        response = httpx.post(url, content=json.dumps(data), headers=headers, timeout=timeout_seconds, trust_env=False)
+    except (httpx.HTTPError, httpx.InvalidURL) as e:
         raise Unreachable(f"nothing answers at {url}: {e}; is `gleaner serve` running?") from e
     log.info("Status code: %s", response.status_code)
     try:

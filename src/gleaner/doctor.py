@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Literal
 
 from gleaner import __version__
 from gleaner.errors import GleanerError, PortTaken, environment_name
-from gleaner.ports import check_port, find_holder
+from gleaner.ports import check_port
 from gleaner.predictor import ENGINE
 from gleaner.settings import Settings
 from gleaner.store import Store
@@ -21,6 +22,8 @@ Verdict = Literal["OK", "WARN", "FAIL"]
 _SERVING = ("granian", "onnxruntime", "numpy", "flask", "msgspec")
 _TRAINING = ("mlflow", "scikit-learn", "onnx", "matplotlib")
 _LEAST_FREE_BYTES = 1 << 30
+# The command `gleaner`, or a script of its old name; not whatever else runs in a folder called gleaner.
+_OURS = re.compile(r"[ (/](gleaner|src/(predict|train)\.py)[ )]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +54,8 @@ def _port(settings: Settings, name: str) -> Finding:
     try:
         check_port(settings.serving.host, port, setting)
     except PortTaken as e:
-        holder = find_holder(port)
-        if holder and "gleaner" in holder:
-            return Finding("OK", f"port {port}", f"{setting}: held by Gleaner, {holder}")
+        if _OURS.search(e.holder):
+            return Finding("OK", f"port {port}", f"{setting}: held by Gleaner, {e.holder}")
         fix = f"stop {e.holder}, or set {setting} ({environment_name(setting)}) to a free port"
         return Finding("FAIL", f"port {port}", f"{setting}: taken by {e.holder}", fix)
     return Finding("OK", f"port {port}", f"{setting}: free")
@@ -61,7 +63,12 @@ def _port(settings: Settings, name: str) -> Finding:
 
 def _store(settings: Settings) -> Iterator[Finding]:
     store, what = Store(settings.store), "store"
-    versions = store.versions()
+    try:
+        versions = store.versions()
+    except OSError as e:
+        fix = f"move it away, or set paths.state ({environment_name('paths.state')})"
+        yield Finding("FAIL", what, f"{store.root} cannot be read: {e.strerror}", fix)
+        return
     if not versions:
         yield Finding("WARN", what, f"{store.root} holds no version", "gleaner train DATA.csv")
         return

@@ -19,10 +19,12 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, SplineTransformer, StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
+from gleaner.artifact import INPUT, OUTPUT
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-ROWS, PREDICTION = "rows", "prediction"
+
 MEAN, SUM = 0, 1  # ai.onnx.ml's aggregate functions
 SUPPORTED = (
     "Pipeline(StandardScaler, LinearRegression); "
@@ -59,11 +61,11 @@ def export(estimator: object, columns: int, *, floor: float | None = None) -> on
             grown = [_grown(member.tree_) for member in estimator.estimators_]
             answer = _trees(graph, _as_float32(graph), grown, aggregate=MEAN)
         case HistGradientBoostingRegressor():
-            answer = _trees(graph, ROWS, _boosted(estimator))
+            answer = _trees(graph, INPUT, _boosted(estimator))
         case TransformedTargetRegressor(
             func=np.log1p, inverse_func=np.expm1, regressor_=HistGradientBoostingRegressor() as boosting
         ):
-            answer = _expm1(graph, _trees(graph, ROWS, _boosted(boosting)))
+            answer = _expm1(graph, _trees(graph, INPUT, _boosted(boosting)))
         case _:
             raise _unsupported(estimator)
     if floor is not None:
@@ -87,9 +89,9 @@ class _Graph:
         return name
 
     def as_model(self, columns: int) -> onnx.ModelProto:
-        self.nodes[-1].output[0] = PREDICTION
-        rows = helper.make_tensor_value_info(ROWS, TensorProto.DOUBLE, ["n", columns])
-        prediction = helper.make_tensor_value_info(PREDICTION, TensorProto.DOUBLE, ["n", 1])
+        self.nodes[-1].output[0] = OUTPUT
+        rows = helper.make_tensor_value_info(INPUT, TensorProto.DOUBLE, ["n", columns])
+        prediction = helper.make_tensor_value_info(OUTPUT, TensorProto.DOUBLE, ["n", 1])
         graph = helper.make_graph(self.nodes, "gleaner", [rows], [prediction], self.constants)
         opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 5)]
         model = helper.make_model(graph, producer_name="gleaner", ir_version=9, opset_imports=opsets)
@@ -113,7 +115,7 @@ def _scaled_linear(graph: _Graph, scaler: Any, linear: Any) -> str:
     means = scaler.mean_ if scaler.with_mean else np.zeros_like(weights)
     intercept = math.fsum([np.asarray(linear.intercept_).item(), *(-means * weights)])
     folded = graph.constant("weights", weights[:, None]), graph.constant("intercept", [intercept])
-    return graph.add("Gemm", "linear", ROWS, *folded)
+    return graph.add("Gemm", "linear", INPUT, *folded)
 
 
 class _Tree(NamedTuple):
@@ -155,7 +157,7 @@ def _stump(value: float) -> _Tree:
 
 def _as_float32(graph: _Graph) -> str:
     """The rows rounded to float32 and back: scikit-learn's trees compare float32 rows with double thresholds."""
-    rounded = graph.add("Cast", "float32_rows", ROWS, to=TensorProto.FLOAT)
+    rounded = graph.add("Cast", "float32_rows", INPUT, to=TensorProto.FLOAT)
     return graph.add("Cast", "rounded_rows", rounded, to=TensorProto.DOUBLE)
 
 
@@ -256,13 +258,13 @@ def _splines(graph: _Graph, split: Any, linear: Any) -> str:
     coefficients[0, 0] += np.asarray(linear.intercept_).item()  # the first column carries the intercept
 
     knot_axis, column_axis = graph.constant("knot_axis", [2]), graph.constant("column_axis", [1])
-    apart = graph.add("Unsqueeze", "rows_apart", ROWS, knot_axis)
+    apart = graph.add("Unsqueeze", "rows_apart", INPUT, knot_axis)
     reached = graph.add("GreaterOrEqual", "knots_reached", apart, graph.constant("knots", anchors[:, 1:]))
     ones = graph.add("Cast", "knots_as_ones", reached, to=TensorProto.INT64)
     piece = graph.add("ReduceSum", "piece", ones, knot_axis, keepdims=0)
     place = graph.add("Add", "place", piece, graph.constant("first_places", np.arange(columns) * width))
     anchor = graph.add("Gather", "anchor", graph.constant("anchors", anchors.ravel()), place)
-    step = graph.add("Sub", "step", ROWS, anchor)
+    step = graph.add("Sub", "step", INPUT, anchor)
     total = ""
     for power in reversed(range(len(coefficients))):
         table = graph.constant(f"coefficients_{power}", coefficients[power].ravel())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from contextvars import ContextVar
@@ -41,15 +42,16 @@ class JsonFormatter(logging.Formatter):
         event: dict[str, object] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname,
-            "event": record.getMessage()[:512],
+            "event": record.getMessage()[: LONGEST_LINE // 16],
         }
         room = LONGEST_LINE // 4  # JSON writes a character of the plane above as two escapes of six bytes
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)[-room // 2 :]
         for name, value in _fields(record).items():
-            kept = value if isinstance(value, int | float | bool | None) else str(value)[: room // 8]
-            event[name] = kept
-        line = json.dumps(event, allow_nan=True)
+            # JSON has no word for infinity and the like.
+            plain = math.isfinite(value) if isinstance(value, float) else isinstance(value, int | None)
+            event[name] = value if plain else str(value)[: room // 8]
+        line = json.dumps(event)
         while len(line) > LONGEST_LINE and len(event) > 3:
             event.popitem()
             line = json.dumps(event)

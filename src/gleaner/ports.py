@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import shlex
 import socket
@@ -32,10 +33,9 @@ def check_port(host: str, port: int, setting: str) -> None:
             probe.bind((host, port))
             probe.listen(1)
         except OSError as e:
-            found = find_holder(port)
-            if found is None and e.errno not in {98, 48}:  # EADDRINUSE on Linux and on macOS
+            if e.errno != errno.EADDRINUSE:  # then whoever listens there, on another address, is not the reason
                 raise PortTaken(host, port, setting, f"nobody, but it cannot be bound ({e.strerror})") from e
-            raise PortTaken(host, port, setting, found or "a process that this user cannot see") from e
+            raise PortTaken(host, port, setting, find_holder(port) or "a process that this user cannot see") from e
 
 
 def find_holder(port: int) -> str | None:

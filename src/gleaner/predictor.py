@@ -100,13 +100,16 @@ def selftest(folder: Path) -> None:
     """
     command = [sys.executable, "-m", "gleaner.predictor", str(folder)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SELFTEST_SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=SELFTEST_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired as e:
         raise BadArtifact(folder, "selftest", f"its self-test took longer than {SELFTEST_SECONDS:.0f} s") from e
     if done.returncode < 0:
         raise BadArtifact(folder, "selftest", f"its self-test was ended by signal {-done.returncode}")
     if done.returncode:
-        raise BadArtifact(folder, "selftest", done.stderr.strip().splitlines()[-1] if done.stderr else "it failed")
+        lines = done.stderr.strip().splitlines() or ["it failed"]
+        raise BadArtifact(folder, "selftest", lines[-1])
 
 
 def check_golden(artifact: Artifact) -> None:

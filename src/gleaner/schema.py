@@ -25,7 +25,10 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 class Feature:
     """One input column. `min` and `max` bound what is accepted; `values` are the words of a category."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # pydantic's name for it; `settings` reads these from TOML
+    __pydantic_config__ = {
+        "extra": "forbid",
+        "allow_inf_nan": False,
+    }  # pydantic's name for it; `settings` reads these from TOML
 
     name: str
     type: Literal["float", "int", "category"] = "float"
@@ -40,11 +43,11 @@ class Feature:
 
     @property
     def lowest(self) -> float:
-        return -LARGEST if self.min is None else self.min
+        return -LARGEST if self.min is None else max(self.min, -LARGEST)
 
     @property
     def highest(self) -> float:
-        return LARGEST if self.max is None else self.max
+        return LARGEST if self.max is None else min(self.max, LARGEST)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ class Judge:
         p = self.clip(p)
         if self.loss_name == "squared_log_error":
             return float(np.mean((np.log1p(y) - np.log1p(p)) ** 2))
-        return float(np.mean((y - p) ** 2) / (np.var(y) or 1.0))
+        return float(np.mean((y - p) ** 2)) / (float(np.var(y)) if np.ptp(y) else 1.0)
 
     def accuracy(self, y: Array, p: Array) -> float:
         """The share of predictions near enough, from 0 to 1.
@@ -43,8 +43,8 @@ class Judge:
         if self.within is not None:
             return float(np.mean(np.abs(y - p) <= self.within))
         assert self.within_factor is not None
-        ratio = (1 + y) / (1 + p)
-        return float(np.mean(np.maximum(ratio, 1 / ratio) <= self.within_factor))
+        # Not 1 / ratio for the second: 1 / (1 / 49) is more than 49.
+        return float(np.mean(np.maximum((1 + y) / (1 + p), (1 + p) / (1 + y)) <= self.within_factor))
 
     def clip(self, p: Array) -> Array:
         return p if self.floor is None else np.maximum(p, self.floor)
@@ -79,10 +79,10 @@ def r2(y: Array, p: Array) -> float:
 
     Where y is constant: 1.0 for a perfect prediction, else 0.0, as scikit-learn's `r2_score` does.
     """
-    residual, total = float(np.sum((y - p) ** 2)), float(np.sum((y - np.mean(y)) ** 2))
-    if total == 0:
+    residual = float(np.sum((y - p) ** 2))
+    if not np.ptp(y):  # the mean of a constant is rounded, so the sum below need not be 0
         return 1.0 if residual == 0 else 0.0
-    return 1 - residual / total
+    return 1 - residual / float(np.sum((y - np.mean(y)) ** 2))
 
 
 def mae(y: Array, p: Array) -> float:

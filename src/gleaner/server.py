@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 # Connections, of which one may be idle, not requests: those are bounded in `app`.
 _CONNECTIONS = 8_000
 _BACKLOG = 2_048
+_TRIES = 500
 
 
 def check_host(host: str, *, insecure: bool) -> None:
@@ -109,8 +112,17 @@ class _OneProcess(MTServer):
         shared: Any = SocketSpec(self.bind_addr, self.bind_port, self.backlog).build()
         self._shd, self._sfd = shared, shared.get_fd()
         with socket.socket(fileno=os.dup(shared.get_fd())) as own:
-            port = own.getsockname()[1]
-        self._on_listen(port)
+            self._address = own.getsockname()
+
+    def _spawn_workers(self, spawn_target: Any, target_loader: Any) -> None:
+        super()._spawn_workers(spawn_target, target_loader)  # type: ignore[no-untyped-call]
+        # The socket is bound already, but it is the worker that listens.
+        for _ in range(_TRIES):
+            with contextlib.suppress(OSError):
+                socket.create_connection(self._address[:2], timeout=1).close()
+                break
+            time.sleep(0.01)
+        self._on_listen(self._address[1])
 
     def signal_handler_interrupt(self, signum: int = signal.SIGTERM, _frame: FrameType | None = None) -> None:
         """Say that we are not ready, then stop listening and answer what is in flight, for a bounded time."""

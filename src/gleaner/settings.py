@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from gleaner.errors import BadSetting, environment_name, nearest
 from gleaner.schema import Feature, Schema, Target
@@ -25,7 +25,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Model(_Section):
@@ -45,8 +45,8 @@ class Training(_Section):
     """What training tries, and how it chooses."""
 
     candidates: tuple[Candidate, ...] = Field(CANDIDATES, min_length=1, description="The model families to try.")
-    champion: Candidate | Literal["best"] = Field("best", description="`best`, or a candidate's name.")
-    challenger: Candidate | Literal["second", "none"] = Field(
+    champion: Literal["best", Candidate] = Field("best", description="`best`, or a candidate's name.")
+    challenger: Literal["second", "none", Candidate] = Field(
         "second", description="`second`, a candidate's name, or `none`."
     )
     folds: int = Field(5, ge=2, le=50, description="Folds of the cross-validation.")
@@ -205,19 +205,19 @@ class Settings(BaseSettings):
 class _Source(PydanticBaseSettingsSource):
     """Nested values from anywhere, in which `serving.port` is `ports.ml_app`: people look for it in both places."""
 
-    def __init__(self, settings_cls: type[BaseSettings], values: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, settings_cls: type[BaseSettings], values: Mapping[str, Any]) -> None:
         super().__init__(settings_cls)
         self.values = values
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        return self.values().get(field_name), field_name, False
+        return self.values.get(field_name), field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        values = dict(self.values())
-        serving = values.get("serving")
-        if isinstance(serving, dict) and "port" in serving:
+        values = dict(self.values)
+        serving, ports = values.get("serving"), values.get("ports", {})
+        if isinstance(serving, dict) and "port" in serving and isinstance(ports, dict):
             values["serving"] = {key: value for key, value in serving.items() if key != "port"}
-            values["ports"] = {**values.get("ports", {}), "ml_app": serving["port"]}
+            values["ports"] = {**ports, "ml_app": serving["port"]}
         return values
 
 
@@ -253,7 +253,7 @@ def load_settings(path: Path | None = None, flags: Mapping[str, Any] | None = No
     """
     path = find_settings(path)
     try:
-        parsed = tomllib.loads(path.read_text(encoding="utf-8"))
+        parsed = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors of Windows leave a mark
     except FileNotFoundError as e:
         raise BadSetting(str(path), "", "no such file; `gleaner init DATA.csv --target COLUMN` writes one") from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
@@ -263,6 +263,7 @@ def load_settings(path: Path | None = None, flags: Mapping[str, Any] | None = No
     if "file" in parsed:
         raise BadSetting(str(path), "file", f"no such setting{nearest('file', _known(()))}")
     _check_environment()
+    layers: dict[str, Mapping[str, Any]] = {}  # what each source gave, the strongest first
 
     class Bound(Settings):
         @classmethod
@@ -274,19 +275,24 @@ def load_settings(path: Path | None = None, flags: Mapping[str, Any] | None = No
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            sources = (init_settings, env_settings, lambda: parsed)
-            return tuple(_Source(settings_cls, source) for source in sources)
+            layers.update({"flag": init_settings(), "environment": env_settings(), str(path): parsed})
+            given = list(layers.values())
+            for i, layer in enumerate(given):
+                _outweigh(layer, given[i + 1 :])
+            return tuple(_Source(settings_cls, layer) for layer in layers.values())
 
     try:
         return Bound(**{"file": path, **(flags or {})})
+    except SettingsError as e:
+        raise _not_json(e) from e
     except ValidationError as e:
-        raise _readable(path, parsed, flags or {}, e) from e
+        raise _readable(path, layers, e) from e
 
 
 def _check_environment() -> None:
     for name in os.environ:
-        section = name.removeprefix("GLEANER_").split("__")[0].lower()
-        if name.startswith("GLEANER_") and name not in _OTHER_VARIABLES and section not in _known(()):
+        section = name.lower().removeprefix("gleaner_").split("__")[0]
+        if name.lower().startswith("gleaner_") and name not in _OTHER_VARIABLES and section not in _known(()):
             known = sorted(_OTHER_VARIABLES | {environment_name(key) for key in _known(())})
             raise BadSetting("environment", name, f"no such setting{nearest(name, known)}")
 
@@ -296,36 +302,67 @@ def _known(location: tuple[object, ...]) -> list[str]:
     names = {
         "": [name for name in Settings.model_fields if name != "file"],
         "features": list(Feature.__dataclass_fields__),
+        "scores.accuracy": [*WithinFactor.model_fields, *Within.model_fields],
     }
     section = str(location[0]) if location else ""
-    if section in names:
-        return names[section]
+    for name in (".".join(map(str, location)), section):
+        if name in names:
+            return names[name]
     model = Settings.model_fields[section].annotation
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         return []
     return [*model.model_fields, *(["port"] if section == "serving" else [])]
 
 
-def _readable(path: Path, parsed: Mapping[str, Any], flags: Mapping[str, Any], error: ValidationError) -> BadSetting:
-    """The first fault of a validation, in the words of the person who wrote the key."""
-    fault = error.errors()[0]
-    location = fault["loc"]
-    location = tuple(part for part in location if not _is_branch(part))
-    key = ".".join(map(str, location))
-    source = str(path)
-    if location and _value_at(flags, location) is not None:
-        source = "flag"
-    elif location and _value_at(parsed, location) is None and environment_name(key) in os.environ:
-        source, key = "environment", environment_name(key)
+def _not_json(error: SettingsError) -> BadSetting:
+    """A variable that stands for a list or a table, and cannot be read as one."""
+    text = getattr(error.__cause__, "doc", None)
+    found = [name for name, value in os.environ.items() if name.lower().startswith("gleaner_") and value == text]
+    if not found:
+        return BadSetting("environment", "", str(error))
+    return BadSetting("environment", found[0], f"a list or a table is written as JSON here; got {text!r}")
+
+
+def _readable(path: Path, layers: Mapping[str, Mapping[str, Any]], error: ValidationError) -> BadSetting:
+    """The most telling fault of a validation, in the words of the person who wrote the key."""
+    # A misspelt key is also a missing one, a bad value in one branch of a union a wrong key in the other, and a list
+    # whose only item is bad an empty one.
+    rank = {"too_short": 3, "missing": 2, "extra_forbidden": 1, "unexpected_keyword_argument": 1}
+    fault = min(error.errors(), key=lambda fault: rank.get(fault["type"], 0))
+    location = tuple(part for part in fault["loc"] if not _is_branch(part))
+    source, key = _origin(layers, location) or (str(path), ".".join(map(str, location)))
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
-        return BadSetting(source, key, f"no such setting{nearest(str(location[-1]), _known(location[:-1]))}")
+        known = _known(location[:-1])
+        if location[-1] in known:
+            return BadSetting(source, key, f"wanted only one of {', '.join(map(repr, known))}")
+        return BadSetting(source, key, f"no such setting{nearest(str(location[-1]), known)}")
     if fault["type"] == "missing":
         return BadSetting(source, key, "is missing")
     if not location:
         return BadSetting(source, "", message)
     got = "" if isinstance(fault["input"], list | tuple) else f"; got {fault['input']!r}"
     return BadSetting(source, key, f"{message[0].lower()}{message[1:]}{got}")
+
+
+def _origin(layers: Mapping[str, Mapping[str, Any]], location: tuple[Any, ...]) -> tuple[str, str] | None:
+    """The strongest source that gave a value, and the key by which it did; None if none did."""
+    for source, values in layers.items():
+        # As `_Source` has it: within one source, `serving.port` goes before `ports.ml_app`.
+        other = [("serving", "port")] if location == ("ports", "ml_app") else []
+        for given in (*other, location):
+            if given and _value_at(values, given) is not None:
+                key = ".".join(map(str, given))
+                return source, environment_name(key) if source == "environment" else key
+    return None
+
+
+def _outweigh(values: Mapping[str, Any], weaker: list[Mapping[str, Any]]) -> None:
+    """Take `scores.accuracy` out of weaker sources: it is one of two tables, which laid over each other are neither."""
+    if _value_at(values, ("scores", "accuracy")) is not None:
+        for other in weaker:
+            if isinstance(scores := other.get("scores"), dict):
+                scores.pop("accuracy", None)
 
 
 def _is_branch(part: object) -> bool:
@@ -343,17 +380,43 @@ def _value_at(values: Any, location: tuple[Any, ...]) -> object:
     return values
 
 
-def describe() -> list[tuple[str, str, str, str]]:
-    """(key, type, default, meaning) of every setting, in the file's order; what `docs/settings.md` is made of."""
-    rows = []
+_FEATURE_KEYS = {
+    "name": "The column's name in requests.",
+    "type": "`float`, `int` or `category`; a category becomes one 0/1 column per value.",
+    "unit": "Its unit, for people.",
+    "min": "A row with less is refused, with the reason.",
+    "max": "A row with more is refused, with the reason.",
+    "monotone": "`up` or `down`: candidates that can, keep to it.",
+    "sources": "Headers under which a file may keep the column, in order; its own name comes last.",
+    "map": "Words of a file that stand for numbers.",
+    "values": "The words that a category takes; any other is refused.",
+    "description": "What it is, for people.",
+}
+
+
+def describe_settings() -> str:
+    """`docs/settings.md`: every setting with its type, default and meaning."""
+    lines = [
+        "# Settings",
+        "",
+        "Made by `gleaner config describe`; a test fails when it is stale. One file, `gleaner.toml`: a flag beats the",
+        "environment beats the file beats the default. In the environment `serving.host` is `GLEANER_SERVING__HOST`;",
+        "`GLEANER_CONFIG` names the file to read, else `gleaner.toml` in the current folder. An unknown key is an error",
+        "that names the nearest known one. `gleaner config show` prints what holds.",
+    ]
     for section, info in Settings.model_fields.items():
         model = info.annotation
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            continue
-        for name, setting in model.model_fields.items():
-            default = "required" if setting.is_required() else _toml(setting.default)
-            rows.append((f"{section}.{name}", _kind(setting.annotation), default, setting.description or ""))
-    return rows
+        if section == "features":
+            lines += ["", "## `[[features]]`", "", "One input column each, in the order of the model's matrix.", ""]
+            lines += ["| key | meaning |", "| --- | --- |"]
+            lines += [f"| `{key}` | {meaning} |" for key, meaning in _FEATURE_KEYS.items()]
+        elif isinstance(model, type) and issubclass(model, BaseModel):
+            lines += ["", f"## `[{section}]`", "", (model.__doc__ or "").strip(), ""]
+            lines += ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+            for name, setting in model.model_fields.items():
+                default = "required" if setting.is_required() else f"`{_toml(setting.default)}`"
+                lines.append(f"| `{name}` | {_kind(setting.annotation)} | {default} | {setting.description} |")
+    return "\n".join(lines) + "\n"
 
 
 def _kind(annotation: Any) -> str:
@@ -381,7 +444,9 @@ def _toml(value: object) -> str:
         return str(value).lower()
     if value is None:
         return "none"
-    return f'"{value}"' if isinstance(value, str | Path) else f"{value:,}".replace(",", "_")
+    if isinstance(value, int) and abs(value) >= 10_000:  # not below, where a port would look like none
+        return f"{value:_}"
+    return f'"{value}"' if isinstance(value, str | Path) else str(value)
 
 
 def show_settings(settings: Settings) -> str:

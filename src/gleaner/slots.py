@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -49,7 +50,7 @@ class Slots:
             version, loaded = wanted.get(alias), self.current[slot]
             if version is None:
                 # A taken-away alias ends nothing: what answers goes on until there is something better.
-                self._refused.pop(slot, None)
+                self._settle(slot)
                 if loaded is None:
                     self.faults[slot] = f"no version has the alias {alias!r}"
                 continue
@@ -83,7 +84,9 @@ class Slots:
         artifact: Artifact = self.store.read(version)
         if not self.store.has_passed(version, artifact.digest, ENGINE):
             self._test(artifact.folder)
-            self.store.remember_passed(version, artifact.digest, ENGINE)
+            # A store on a full disk, or one that may only be read, still serves: the next start tests again.
+            with contextlib.suppress(OSError):
+                self.store.remember_passed(version, artifact.digest, ENGINE)
         return Loaded(version, artifact.manifest, artifact.digest, Predictor(artifact))
 
     def _already(self, version: int) -> Loaded | None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from gleaner.artifact import Artifact, read_artifact, sync, whole_folder
+from gleaner.artifact import MANIFEST, Artifact, read_artifact, sync, whole_folder
 from gleaner.errors import BadStore
 
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -51,7 +51,7 @@ class Store:
             aliases = json.loads(path.read_bytes())
         except FileNotFoundError:
             return {}
-        except (ValueError, OSError) as e:
+        except (ValueError, OSError, RecursionError) as e:
             raise BadStore(f"{path}: cannot be read as aliases: {e}") from e
         if not isinstance(aliases, dict) or not all(type(version) is int for version in aliases.values()):
             raise BadStore(f'{path}: wanted {{"alias": version}}')
@@ -65,17 +65,19 @@ class Store:
         """
         given = read_artifact(source)
         folder = self.folder(version)
-        if folder.exists():
-            if read_artifact(folder).digest != given.digest:
-                raise BadStore(
-                    f"{folder} holds another model than the registry's version {version}; "
-                    f"the registry was begun anew, so move {self.root} away and train again"
-                )
-            return given
-        with whole_folder(folder) as half:
-            for path in source.iterdir():
-                shutil.copyfile(path, half / path.name)
-        return read_artifact(folder)
+        with self._locked():
+            if not folder.exists():
+                with whole_folder(folder) as half:
+                    for name in (MANIFEST, *given.manifest.files):
+                        shutil.copyfile(source / name, half / name)
+                    read_artifact(half)
+            there = read_artifact(folder)
+        if there.digest != given.digest:
+            raise BadStore(
+                f"{folder} holds another model than the registry's version {version}; "
+                f"the registry was begun anew, so move {self.root} away and train again"
+            )
+        return there
 
     def point(self, aliases: Mapping[str, int | None]) -> None:
         """Point aliases at versions, all in one step; None takes an alias away.
@@ -107,7 +109,7 @@ class Store:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """One writer of aliases at a time, over all processes; the lock goes with its process."""
+        """One writer at a time, over all processes; the lock goes with its process."""
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -83,6 +83,8 @@ def open_csv(path: Path) -> Iterator[_File]:
             lines = _Lines(path, file, encoding)
             first = next(lines, "")
             if not first.strip():
+                if first:
+                    raise BadTable(path, "is an empty line; wanted the header there", line=1)
                 raise BadTable(path, "is empty; wanted a header and rows below it")
             reader = csv.reader(_and_then(first, lines), delimiter=_delimiter(first), strict=True)
             yield _File(path, next(reader), reader, sha256, encoding)
@@ -91,7 +93,7 @@ def open_csv(path: Path) -> Iterator[_File]:
     except IsADirectoryError as e:
         raise BadTable(path, "is a directory; give a CSV file") from e
     except OSError as e:
-        raise BadTable(path, f"cannot be read: {e.strerror}") from e
+        raise BadTable(path, f"cannot be read: {e.strerror or e}") from e
 
 
 def read_table(
@@ -107,7 +109,8 @@ def read_table(
     faults: list[BadValue] = []
     refused = seen = 0
     with open_csv(path) as file:
-        found = [_find(path, file.header, column.name, column.sources) for column in columns]
+        found = [find_column(path, file.header, column.name, column.sources) for column in columns]
+        _check_apart(path, file.header, columns, found)
         day = _find_day(path, file.header, schema.date_sources)
         for line, cells in file.rows():
             seen += 1
@@ -115,7 +118,7 @@ def read_table(
                 raise BadTable(path, f"more than {max_rows:,} rows; raise training.max_rows to use them", line=line)
             if advance and seen % 10_000 == 0:
                 advance(seen)
-            row = _accept(columns, found, cells, line)
+            row = _accept(columns, found, cells, line, len(file.header))
             if row and isinstance(row[0], BadValue):
                 refused += 1
                 faults.extend(fault for fault in row[: NAMED_FAULTS - len(faults)] if isinstance(fault, BadValue))
@@ -142,7 +145,7 @@ def read_table(
 
 
 def _accept(
-    columns: Sequence[Feature | Target], found: Sequence[int], cells: Sequence[str], line: int
+    columns: Sequence[Feature | Target], found: Sequence[int], cells: Sequence[str], line: int, width: int
 ) -> list[float] | list[BadValue]:
     """The numbers in a row's cells, one per column; or everything that is wrong with it."""
     numbers, wrong = [], []
@@ -155,6 +158,9 @@ def _accept(
             else:
                 got = show(cells[at]) if cells[at].strip() else "an empty cell"
             wrong.append(BadValue("line", line, column.name, f"wanted {column.wanted}, got {got}"))
+    if any(cells[width:]):  # most often a comma inside a number, which moves every cell behind it
+        reason = f"wanted nothing beyond the {width} columns of the header, got {show(cells[width])}"
+        wrong.append(BadValue("line", line, str(width + 1), reason))
     return wrong or numbers
 
 
@@ -217,16 +223,19 @@ def _delimiter(header: str) -> str:
     return max(",;\t", key=lambda d: len(next(csv.reader([header], delimiter=d))))
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A header's name without case, repeated spaces, newlines and non-breaking spaces."""
     return " ".join(name.replace("\u00a0", " ").split()).casefold()
 
 
-def _find(path: Path, header: Sequence[str], name: str, sources: Sequence[str]) -> int:
-    """The position of a column: the first of its sources that the file has, and only then its own name."""
-    names = [_plain(cell) for cell in header]
+def find_column(path: Path, header: Sequence[str], name: str, sources: Sequence[str]) -> int:
+    """The position of a column: the first of its sources that the file has, and only then its own name.
+
+    Raises BadTable if the file has none of them, or has it twice.
+    """
+    names = [plain_name(cell) for cell in header]
     for source in (*sources, name):
-        at = [i for i, cell in enumerate(names) if cell == _plain(source)]
+        at = [i for i, cell in enumerate(names) if cell == plain_name(source)]
         if len(at) > 1:
             places = " and ".join(str(i + 1) for i in at)
             raise BadTable(path, f"header {header[at[0]]!r} stands twice, as columns {places}; rename one", line=1)
@@ -237,10 +246,18 @@ def _find(path: Path, header: Sequence[str], name: str, sources: Sequence[str]) 
     raise BadTable(path, f"no column for {name!r}: wanted {wanted}{nearest((*sources, name)[0], cells)}", line=1)
 
 
+def _check_apart(path: Path, header: Sequence[str], columns: Sequence[Feature | Target], found: Sequence[int]) -> None:
+    """Raises BadTable if two columns would be read from one: a feature that is the target explains everything."""
+    for j, at in enumerate(found):
+        if at in found[:j]:
+            names = f"{columns[found.index(at)].name!r} and {columns[j].name!r}"
+            raise BadTable(path, f"header {header[at]!r} would be taken for both {names}; give each its own", line=1)
+
+
 def _find_day(path: Path, header: Sequence[str], sources: Sequence[str]) -> int | None:
-    names = {_plain(cell) for cell in header}
-    present = [source for source in sources if _plain(source) in names]
-    return _find(path, header, present[0], ()) if present else None
+    names = {plain_name(cell) for cell in header}
+    present = [source for source in sources if plain_name(source) in names]
+    return find_column(path, header, present[0], ()) if present else None
 
 
 def _day(cell: str) -> float:

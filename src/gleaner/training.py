@@ -68,7 +68,7 @@ def _train_candidate(name: str, table: Table, settings: Settings) -> Iterator[Ev
     X, y = table.X, table.y
     yield Started(name)
     threads = None if len(y) >= ROWS_WORTH_THREADS else 1
-    with warnings.catch_warnings(), threadpool_limits(threads, user_api="openmp"):
+    with warnings.catch_warnings(), threadpool_limits(threads, user_api="openmp"), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", ConvergenceWarning)
         try:
             parameters: Parameters = {}
@@ -85,6 +85,8 @@ def _train_candidate(name: str, table: Table, settings: Settings) -> Iterator[Ev
                     estimator.fit(X[train_rows], y[train_rows])
                     predicted[test_rows] = estimator.predict(X[test_rows])
                     yield Step(name, "fold")
+                if not np.isfinite(predicted).all():
+                    raise ValueError("its predictions are not finite")
                 repeats.append(judge.scores(y, predicted))
                 out_of_fold = predicted if repeat == 0 else out_of_fold
                 yield Validated(name, repeat + 1, Scores.mean(repeats))
@@ -96,20 +98,20 @@ def _train_candidate(name: str, table: Table, settings: Settings) -> Iterator[Ev
                 epoch += 1
                 yield Epoch(name, epoch, judge.loss(y[sample], predicted))
             yield Step(name, "model")
+            yield Fitted(
+                candidate=name,
+                estimator=estimator,
+                parameters=parameters,
+                scores=Scores.mean(repeats),
+                out_of_fold=judge.clip(out_of_fold),
+                training_loss=judge.loss(y, estimator.predict(X)),
+                epochs=epoch,
+                seconds=time.perf_counter() - began,
+                importances=_importances(estimator, X[sample], y[sample], schema, settings.training.seed),
+            )
         except ValueError as e:
             # scikit-learn's word for a table that a family cannot be fitted to, such as a target of nothing but 0.
             raise BadTraining(f"{name} cannot be fitted to this table: {e}; leave it out of training.candidates") from e
-    yield Fitted(
-        candidate=name,
-        estimator=estimator,
-        parameters=parameters,
-        scores=Scores.mean(repeats),
-        out_of_fold=judge.clip(out_of_fold),
-        training_loss=judge.loss(y, estimator.predict(X)),
-        epochs=epoch,
-        seconds=time.perf_counter() - began,
-        importances=_importances(estimator, X[sample], y[sample], schema, settings.training.seed),
-    )
 
 
 def _tune(name: str, family: Family, task: Task, X: Array, y: Array) -> Iterator[Event]:

@@ -1,0 +1,136 @@
+"""What tests of whole processes share: a trained project in a folder of its own, and a running service."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROUTE = {"time_spent": 30, "doors_in_route": 50, "assessed_value": 200000}
+NUMBER = 6091 / 276  # 22.068840579710145, every digit
+
+SETTINGS = """
+[model]
+name = "made"
+target = "bags"
+min = 0.0
+
+[[features]]
+name = "time_spent"
+min = 0.0
+max = 1440.0
+monotone = "up"
+
+[[features]]
+name = "doors_in_route"
+min = 0.0
+max = 10000.0
+
+[[features]]
+name = "assessed_value"
+min = 0.0
+max = 1e9
+
+[training]
+data = "made.csv"
+candidates = ["linear", "decision_tree"]
+champion = "decision_tree"
+challenger = "linear"
+repeats = 1
+"""
+
+
+def write_made_table(path: Path) -> None:
+    """600 rows: 276 alike, whose bags sum to 6091, and others that any tree parts from them."""
+    random = np.random.default_rng(0)
+    alike = [[30, 50, 200000, 23 if i < 19 else 22] for i in range(276)]
+    others = [
+        [t, d, v, t // 2 + d // 20] for t, d, v in random.integers((100, 60, 100000), (300, 900, 900000), (324, 3))
+    ]
+    rows = [*alike, *others]
+    random.shuffle(rows)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["time_spent", "doors_in_route", "assessed_value", "bags"], *rows])
+
+
+def gleaner(*arguments: object, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A finished run of the command in a folder."""
+    command = [sys.executable, "-m", "gleaner", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@dataclass
+class Service:
+    """A running `gleaner serve`."""
+
+    process: subprocess.Popen[str]
+    port: int
+    metrics_port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End it; its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=30)
+
+
+@contextmanager
+def serving(folder: Path, *arguments: object, **environment: str) -> Iterator[Service]:
+    """`gleaner serve` in a folder, on free ports, until the block ends."""
+    log = folder / "serve.log"
+    command = [sys.executable, "-m", "gleaner", "serve", "--port", "0", "--metrics-port", "0", *map(str, arguments)]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=folder, env=os.environ | environment, stdout=subprocess.PIPE, stderr=file, text=True
+        )
+    assert process.stdout
+    try:
+        line = process.stdout.readline()
+        found = re.search(r"127\.0\.0\.1:(\d+), metrics on http://127\.0\.0\.1:(\d+)", line)
+        assert found, f"{line}{log.read_text()}"
+        yield Service(process, int(found[1]), int(found[2]), log)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with settings, data, and a store of two versions: 1 a tree, the champion; 2 linear, the challenger."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "gleaner.toml").write_text(SETTINGS)
+    write_made_table(folder / "made.csv")
+    done = gleaner("train", "--metrics-port", "0", folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "train.out").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture
+def project(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained folder's store, to be changed at will; its MLflow database is its own and empty."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("gleaner.toml", "made.csv"):
+        shutil.copy(trained / name, folder)
+    shutil.copytree(trained / ".gleaner" / "store", folder / ".gleaner" / "store")
+    return folder

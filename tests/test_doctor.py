@@ -1,0 +1,260 @@
+"""What the doctor finds: ports held by real processes, stores in every state of repair."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.tree import DecisionTreeRegressor
+
+from gleaner.artifact import FORMAT, Data, Golden, Manifest, write_artifact
+from gleaner.doctor import Finding, examine
+from gleaner.drift import histogram
+from gleaner.export import export
+from gleaner.predictor import ENGINE
+from gleaner.settings import Settings, load_settings
+from gleaner.store import Store
+
+TOML = """
+[model]
+name = "made"
+target = "bags"
+min = 0.0
+
+[[features]]
+name = "time_spent"
+
+[ports]
+ml_app = {ports[0]}
+ml_app_metrics = {ports[1]}
+train_metrics = {ports[2]}
+"""
+
+LISTEN = """
+import socket, sys
+with socket.create_server(("127.0.0.1", 0)) as server:
+    print(server.getsockname()[1], flush=True)
+    sys.stdin.read()
+"""
+
+
+def settings_in(folder: Path, *, ports: tuple[int, int, int] = (0, 0, 0), more: str = "") -> Settings:
+    (folder / "gleaner.toml").write_text(TOML.format(ports=ports) + more)
+    return load_settings(folder / "gleaner.toml")
+
+
+def findings(settings: Settings, what: str) -> list[Finding]:
+    """What is said of one thing; every finding that is not OK has a fix."""
+    found = list(examine(settings))
+    assert all(bool(finding.fix) == (finding.verdict != "OK") for finding in found)
+    return [finding for finding in found if finding.what == what]
+
+
+def finding(settings: Settings, what: str) -> Finding:
+    (found,) = findings(settings, what)
+    return found
+
+
+@contextlib.contextmanager
+def listening(program: Path) -> Iterator[tuple[int, int]]:
+    """(port, pid) of a process that runs `program` and listens, until the block ends."""
+    program.parent.mkdir(parents=True, exist_ok=True)
+    program.write_text(LISTEN)
+    process = subprocess.Popen(
+        [sys.executable, f"{program.parent.name}/{program.name}"],
+        cwd=program.parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield int(process.stdout.readline()), process.pid
+    finally:
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory) -> Path:
+    """The folder of a real model of one column."""
+    X = np.arange(10.0).reshape(-1, 1)
+    fitted = DecisionTreeRegressor().fit(X, 2 * X[:, 0])
+    settings = settings_in(tmp_path_factory.mktemp("made"))
+    manifest = Manifest(
+        format=FORMAT,
+        model="made",
+        created="2023-09-23T00:00:00+00:00",
+        candidate="decision_tree",
+        parameters={},
+        features=settings.schema_.features,
+        target=settings.schema_.target,
+        scores={},
+        constant={},
+        training_loss=0.1,
+        epochs=1,
+        seconds=0.1,
+        data=Data("made.csv", "0" * 64, 10, 0),
+        seed=0,
+        run_id="run",
+        libraries={},
+        histograms={"time_spent": histogram(X[:, 0])},
+        golden=Golden(((3.0,),), (6.0,)),
+        files={},
+    )
+    folder = tmp_path_factory.mktemp("artifacts") / "1"
+    write_artifact(folder, export(fitted, 1).SerializeToString(), manifest)
+    return folder
+
+
+@pytest.fixture
+def stored(tmp_path, artifact) -> Settings:
+    """Settings whose store has version 1 as champion, and no challenger."""
+    settings = settings_in(tmp_path)
+    store = Store(settings.store)
+    store.add(1, artifact)
+    store.point({"champion": 1})
+    return settings
+
+
+def test_versions_and_the_file_that_was_read_are_told(tmp_path):
+    settings = settings_in(tmp_path)
+
+    assert finding(settings, "versions").detail.startswith("gleaner ")
+    assert "onnxruntime 1." in finding(settings, "versions").detail
+    assert Finding("OK", "settings", str(tmp_path / "gleaner.toml")) == finding(settings, "settings")
+    assert "OK" == finding(settings, "training").verdict
+
+
+def test_a_taken_port_names_its_holder_and_the_setting_that_moves_it(tmp_path):
+    with listening(tmp_path / "other" / "program.py") as (port, pid):
+        found = finding(settings_in(tmp_path, ports=(0, port, 0)), f"port {port}")
+
+    holder = f"pid {pid} ({sys.executable} other/program.py)"
+    assert ("FAIL", f"ports.ml_app_metrics: taken by {holder}") == (found.verdict, found.detail)
+    assert f"stop {holder}, or set ports.ml_app_metrics (GLEANER_PORTS__ML_APP_METRICS) to a free port" == found.fix
+
+
+@pytest.mark.parametrize("name", ["bin/gleaner", "src/predict.py", "src/train.py"])
+def test_a_port_of_gleaners_own_is_no_fault(tmp_path, name):
+    with listening(tmp_path / name) as (port, pid):
+        found = finding(settings_in(tmp_path, ports=(port, 0, 0)), f"port {port}")
+
+    holder = f"pid {pid} ({sys.executable} {name})"
+    assert Finding("OK", f"port {port}", f"ports.ml_app: held by Gleaner, {holder}") == found
+
+
+@pytest.mark.parametrize("name", ["gleaner/serve.py", "src/gleaner_notes.py", "src/my-gleaner", "notes/predict.py"])
+def test_a_stranger_is_a_stranger_whatever_its_name_reminds_of(tmp_path, name):
+    with listening(tmp_path / name) as (port, _):
+        found = finding(settings_in(tmp_path, ports=(port, 0, 0)), f"port {port}")
+
+    assert "FAIL" == found.verdict
+
+
+def test_free_ports_are_told_with_their_settings(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    settings = settings_in(tmp_path, ports=(port, 0, 0))
+
+    assert Finding("OK", f"port {port}", "ports.ml_app: free") == finding(settings, f"port {port}")
+    assert ["ports.ml_app_metrics: free", "ports.train_metrics: free"] == [
+        f.detail for f in findings(settings, "port 0")
+    ]
+
+
+def test_no_store_says_to_train(tmp_path):
+    store = tmp_path / ".gleaner" / "store"
+
+    assert Finding("WARN", "store", f"{store} holds no version", "gleaner train DATA.csv") == finding(
+        settings_in(tmp_path), "store"
+    )
+    assert not store.exists()
+
+
+def test_a_file_where_the_store_should_be_is_a_fault(tmp_path):
+    (tmp_path / ".gleaner").mkdir()
+    (tmp_path / ".gleaner" / "store").write_text("not a folder")
+    found = finding(settings_in(tmp_path), "store")
+
+    assert ("FAIL", f"{tmp_path}/.gleaner/store cannot be read: Not a directory") == (found.verdict, found.detail)
+    assert "move it away, or set paths.state (GLEANER_PATHS__STATE)" == found.fix
+
+
+def test_a_version_in_service_is_told_with_its_candidate(stored):
+    assert Finding("OK", "store", f"{stored.store}: 1 versions, the latest 1") == finding(stored, "store")
+    assert Finding(
+        "OK", "slot v1", f"champion is version 1, decision_tree; self-test not yet made under {ENGINE}"
+    ) == finding(stored, "slot v1")
+
+
+def test_a_passed_self_test_is_told(stored):
+    store = Store(stored.store)
+    store.remember_passed(1, store.read(1).digest, ENGINE)
+
+    assert finding(stored, "slot v1").detail.endswith(f"self-test passed under {ENGINE}")
+
+
+def test_a_self_test_of_another_engine_is_none(stored):
+    store = Store(stored.store)
+    store.remember_passed(1, store.read(1).digest, "onnxruntime 0.1")
+
+    assert finding(stored, "slot v1").detail.endswith(f"self-test not yet made under {ENGINE}")
+
+
+def test_a_slot_whose_alias_points_nowhere_says_how_to_point_it(stored):
+    assert Finding(
+        "WARN", "slot v2", "no version is challenger", "gleaner models promote VERSION --alias challenger"
+    ) == finding(stored, "slot v2")
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"champion": "1"}', "", '{"champion": true}'])
+def test_a_broken_file_of_aliases_is_a_fault_and_says_which_file(stored, content):
+    path = stored.store / "aliases.json"
+    path.write_text(content)
+    found = finding(stored, "store")
+
+    assert "FAIL" == found.verdict
+    assert found.detail.startswith(f"{path}: ")
+    assert f"move {path} away, then `gleaner models promote`" == found.fix
+
+
+def test_a_model_that_was_changed_on_disk_is_a_fault(stored):
+    model = Store(stored.store).folder(1) / "model.onnx"
+    model.write_bytes(model.read_bytes()[:-1] + b"x")
+    found = finding(stored, "slot v1")
+
+    assert "FAIL" == found.verdict
+    assert "model.onnx is not what its manifest's sha256 says" in found.detail
+    assert "gleaner models promote VERSION --alias champion, or train again" == found.fix
+
+
+def test_an_alias_of_a_version_that_is_gone_is_a_fault(stored):
+    (stored.store / "aliases.json").write_text('{"champion": 7}')
+    found = finding(stored, "slot v1")
+
+    assert ("FAIL", True) == (found.verdict, "no manifest.json" in found.detail)
+
+
+def test_a_model_of_other_columns_than_the_settings_is_pointed_at(stored, tmp_path):
+    found = findings(settings_in(tmp_path, more='[[features]]\nname = "doors"\n'), "slot v1")
+
+    assert ["OK", "WARN"] == [f.verdict for f in found]
+    assert "version 1 takes time_spent, not gleaner.toml's columns" == found[1].detail
+
+
+def test_room_is_measured_where_the_state_will_be(tmp_path):
+    settings = settings_in(tmp_path, more='[paths]\nstate = "not/yet/there"\n')
+
+    assert finding(settings, "disk").detail.endswith(f" GB free under {tmp_path}")
+
+
+def test_the_doctor_changes_nothing(stored, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}
+    list(examine(stored))
+
+    assert before == {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}

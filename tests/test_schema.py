@@ -1,0 +1,222 @@
+"""What a column accepts, from JSON and from a cell, and the matrix that comes of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+
+from gleaner.errors import BadValue
+from gleaner.schema import LARGEST, Feature, Schema, Target, read_number, show
+
+properties = profile(max_examples=300, deadline=None, derandomize=True, database=None)
+
+TIME = Feature(name="time_spent", unit="minutes", min=0.0, max=1440.0, monotone="up", map={"a while": 15})
+DOORS = Feature(name="doors", type="int", monotone="down")
+WARD = Feature(name="ward", type="category", values=("north", "south", "mid west"))
+SCHEMA = Schema((TIME, WARD, DOORS), Target(name="bags", min=0.0, unit="bags"))
+
+
+def is_refused(read: Callable[[Any], float], value: object) -> bool:
+    try:
+        read(value)
+    except ValueError:
+        return True
+    return False
+
+
+@properties
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_finite_number_that_python_writes_is_read_back(number):
+    assert number == read_number(repr(number))
+
+
+@properties
+@given(st.integers() | st.decimals(allow_nan=False, allow_infinity=False))
+def test_every_integer_and_decimal_is_read_as_float_reads_it(number):
+    assert float(str(number)) == read_number(str(number))
+
+
+@properties
+@given(st.text("0123456789+-.eE_ ,infax\u0663\u00bd\u00a0\n", max_size=8))
+def test_a_text_is_a_number_exactly_where_float_takes_its_plain_ascii_digits(text):
+    try:
+        expected = float(text) if set(text) <= set("0123456789+-.eE") else None
+    except ValueError:
+        expected = None
+
+    if expected is None:
+        assert is_refused(read_number, text)
+    else:
+        assert expected == read_number(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["1_000", "1,000", "inf", "nan", "-Infinity", "", " 1", "1 ", "0x10", "1e", "٣", "1\n"]
+)
+def test_what_people_do_not_write_as_a_number_is_none(text):
+    assert is_refused(read_number, text)
+
+
+@pytest.mark.parametrize(
+    "value", [True, False, "30", None, [30], {"a": 30}, math.nan, math.inf, -math.inf, pytest.param(10**400, id="huge")]
+)
+@pytest.mark.parametrize("feature", [TIME, DOORS])
+def test_what_is_no_number_in_json_is_refused(feature, value):
+    assert is_refused(feature.accept, value)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 1440, 1440.0, 1e-300])
+def test_both_bounds_are_accepted(value):
+    assert float(value) == TIME.accept(value)
+
+
+@pytest.mark.parametrize("value", [-5e-324, -1, 1440.0000000000002])
+def test_just_beyond_a_bound_is_refused(value):
+    assert is_refused(TIME.accept, value)
+
+
+@properties
+@given(st.floats() | st.integers(), st.sampled_from([None, 0.0, 1e300, -1e300]), st.sampled_from([None, 1e301]))
+def test_an_accepted_number_stays_finite_in_single_precision(number, low, high):
+    feature = Feature(name="a", min=low, max=high)
+    try:
+        accepted = feature.accept(number)
+    except ValueError:
+        return
+
+    assert np.isfinite(np.float32(accepted))
+
+
+def test_an_integer_column_takes_whole_numbers_however_they_are_spelled():
+    assert [3.0, 3.0, -2.0, 1e20] == [DOORS.accept(3), DOORS.accept(3.0), DOORS.accept(-2), DOORS.accept(1e20)]
+    assert [3.0, 300.0] == [DOORS.accept_cell(" 3.0 "), DOORS.accept_cell("3e2")]
+
+
+@pytest.mark.parametrize("value", [3.5, 1e-9])
+def test_an_integer_column_refuses_a_fraction(value):
+    assert is_refused(DOORS.accept, value)
+
+
+@pytest.mark.parametrize("value", ["North", "west", "", 0, True, None, ["north"]])
+def test_a_category_takes_its_own_words_alone(value):
+    assert is_refused(WARD.accept, value)
+
+    assert [0.0, 1.0, 2.0] == [WARD.accept(word) for word in WARD.values]
+    assert 2.0 == WARD.accept_cell("  mid west ")
+
+
+def test_a_word_of_the_map_stands_for_its_number_in_a_cell_but_not_in_json():
+    assert 15.0 == TIME.accept_cell(" a while ")
+    assert is_refused(TIME.accept, "a while")
+
+
+def test_a_word_of_the_map_is_held_to_the_bounds_too():
+    feature = Feature(name="time", max=10.0, map={"long": 90})
+
+    assert is_refused(feature.accept_cell, "long")
+
+
+@pytest.mark.parametrize("cell", ["-0.1", "nan", "", "1e39", "twelve"])
+def test_a_target_below_its_minimum_or_no_number_is_refused(cell):
+    assert is_refused(SCHEMA.target.accept_cell, cell)
+
+    assert [0.0, 555.0] == [SCHEMA.target.accept_cell("0"), SCHEMA.target.accept_cell(" 555 ")]
+
+
+def test_a_target_without_a_minimum_can_be_negative():
+    assert -12.5 == Target(name="change").accept_cell("-12.5")
+
+
+def test_a_category_becomes_one_column_of_zeros_and_ones_per_value():
+    X = SCHEMA.matrix([[30.0, 2.0, 7.0], [0.0, 0.0, -1.0]])
+
+    assert ("time_spent", "ward=north", "ward=south", "ward=mid west", "doors") == SCHEMA.columns
+    assert [[30, 0, 0, 1, 7], [0, 1, 0, 0, -1]] == X.tolist()
+    assert np.float64 == X.dtype
+    assert X.flags.c_contiguous
+
+
+def test_a_matrix_of_no_rows_keeps_its_width():
+    assert (0, 5) == SCHEMA.matrix([]).shape
+    assert (0, 1) == Schema((TIME,), SCHEMA.target).matrix([]).shape
+
+
+def test_directions_stand_in_the_order_of_the_matrix():
+    assert (1, 0, 0, 0, -1) == SCHEMA.monotone
+    assert len(SCHEMA.columns) == len(SCHEMA.monotone)
+
+
+def test_a_right_object_becomes_one_number_per_feature_whatever_its_order():
+    assert [30.0, 1.0, 7.0] == SCHEMA.accept({"doors": 7, "ward": "south", "time_spent": 30}, 0)
+
+
+def test_every_fault_of_an_object_is_named_at_once():
+    faults = SCHEMA.accept({"time_spnt": 30, "ward": "east", "doors": True}, 4)
+
+    assert [
+        "row 4, column 'time_spnt': no such column; did you mean 'time_spent'?",
+        "row 4, column 'time_spent': is missing; wanted a number of minutes from 0 to 1,440",
+        "row 4, column 'ward': wanted one of 'north', 'south', 'mid west', got 'east'",
+        "row 4, column 'doors': wanted a whole number, got true",
+    ] == [str(fault) for fault in faults]
+
+
+def test_a_fault_keeps_its_parts():
+    (fault,) = SCHEMA.accept({"time_spent": 1441, "ward": "south", "doors": 7}, 2)
+
+    assert isinstance(fault, BadValue)
+    assert ("row", 2, "time_spent") == (fault.place, fault.number, fault.column)
+    assert "wanted a number of minutes from 0 to 1,440, got 1441" == fault.reason
+
+
+@pytest.mark.parametrize(
+    ("feature", "wanted"),
+    [
+        (Feature(name="a"), "a number"),
+        (Feature(name="a", type="int", unit="doors", min=1.0), "a whole number of doors, 1 or more"),
+        (Feature(name="a", max=0.5), "a number, 0.5 or less"),
+        (Feature(name="a", min=-1.0, max=28_618_500.0), "a number from -1 to 28,618,500"),
+        (SCHEMA.target, "a number of bags, 0 or more"),
+    ],
+)
+def test_what_would_be_right_is_said_in_words(feature, wanted):
+    assert wanted == feature.wanted
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("null", "null"),
+        ("true", "true"),
+        ("false", "false"),
+        ("30", "30"),
+        ("0.1", "0.1"),
+        ('"30"', "'30'"),
+        ('{"a": 1}', "an object"),
+        ("[1]", "a list"),
+        ("1e999", "a number too large for any column"),
+    ],
+)
+def test_a_value_is_shown_as_its_sender_spelled_it(sent, shown):
+    assert shown == show(json.loads(sent))
+
+
+@properties
+@given(st.text() | st.integers() | st.floats(allow_nan=False))
+def test_a_value_is_shown_short_and_in_one_line_of_ascii(value):
+    assert show(value).isprintable()
+    assert show(value).isascii()
+    assert len(show(value)) <= 60
+
+
+def test_the_largest_number_is_that_of_single_precision():
+    assert LARGEST == Feature(name="a").accept(LARGEST)
+    assert is_refused(Feature(name="a").accept, LARGEST * 1.001)

@@ -1,0 +1,548 @@
+"""Real CSV files, as dirty as they come: what is used, what is refused, and on which line."""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import hashlib
+import io
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+
+from gleaner.errors import BadTable
+from gleaner.schema import Feature, Schema, Target
+from gleaner.tables import LONGEST_LINE, NAMED_FAULTS, Table, open_csv, read_table
+
+properties = profile(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+TIME = Feature(
+    name="time_spent",
+    unit="minutes",
+    min=0.0,
+    max=1440.0,
+    sources=("Time to Complete (min)", "Time Spent Collecting Donations"),
+    map={"0 - 30 Minutes": 15, "30 - 60 Minutes": 45},
+)
+DOORS = Feature(name="doors", type="int", min=0.0)
+BAGS = Target(name="bags", sources=("Donation Bags Collected",), min=0.0)
+SCHEMA = Schema((TIME, DOORS), BAGS, date_sources=("Date", "Day"))
+PLAIN = Schema((Feature(name="a"), Feature(name="b")), Target(name="y"))
+
+
+def write(tmp_path: Path, content: str | bytes, encoding: str = "utf-8") -> Path:
+    path = tmp_path / "routes.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
+    return path
+
+
+def read(tmp_path: Path, content: str | bytes, schema: Schema = SCHEMA, **options: int) -> Table:
+    return read_table(write(tmp_path, content), schema, **options)
+
+
+def refusal(path: Path, schema: Schema = SCHEMA, **options: int) -> str:
+    """What is said of a file that cannot be used, after its path."""
+    with pytest.raises(BadTable) as caught:
+        read_table(path, schema, **options)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    return message.removeprefix(str(path))
+
+
+# Headers
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Time to Complete (min)",
+        "time TO complete (MIN)",
+        "  Time   to  Complete (min) ",
+        "Time\u00a0to Complete\u00a0(min)",
+        "\u00a0Time to Complete (min)\u00a0",
+        '"Time to\nComplete\r\n(min)"',
+        "Time\tto Complete (min)",
+        '"Time to Complete (min)"',
+    ],
+)
+def test_a_header_is_known_without_case_spaces_and_line_breaks(tmp_path, header):
+    table = read(tmp_path, f"{header},doors,bags\n30,50,7\n")
+
+    assert [[30.0, 50.0]] == table.X.tolist()
+    assert [7.0] == table.y.tolist()
+
+
+@pytest.mark.parametrize("header", ["time_spent", "Time to Complete (min)", "Time Spent Collecting Donations"])
+def test_each_source_and_the_own_name_is_found_and_told(tmp_path, header):
+    table = read(tmp_path, f"doors,{header},bags\n50,30,7\n")
+
+    assert {"time_spent": header, "doors": "doors", "bags": "bags"} == dict(table.taken)
+    assert [[30.0, 50.0]] == table.X.tolist()
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ["time_spent", "Time Spent Collecting Donations", "Time to Complete (min)"],
+        ["Time to Complete (min)", "Time Spent Collecting Donations", "time_spent"],
+        ["Time Spent Collecting Donations", "time_spent", "Time to Complete (min)"],
+    ],
+)
+def test_the_first_source_wins_whatever_the_files_order(tmp_path, columns):
+    values = {"Time to Complete (min)": "1", "Time Spent Collecting Donations": "2", "time_spent": "3"}
+    cells = ",".join(values[name] for name in columns)
+    table = read(tmp_path, f"{','.join(columns)},doors,bags\n{cells},50,7\n")
+
+    assert "Time to Complete (min)" == table.taken["time_spent"]
+    assert 1.0 == table.X[0, 0]
+
+
+def test_the_second_source_goes_before_the_own_name(tmp_path):
+    table = read(tmp_path, "time_spent,Time Spent Collecting Donations,doors,bags\n3,0 - 30 Minutes,50,7\n")
+
+    assert "Time Spent Collecting Donations" == table.taken["time_spent"]
+    assert 15.0 == table.X[0, 0]
+
+
+def test_a_space_is_not_an_underscore(tmp_path):
+    said = refusal(write(tmp_path, "Time Spent,doors,bags\n600,50,7\n"))
+
+    assert said.startswith(", line 1: no column for 'time_spent': wanted 'Time to Complete (min)' or 'Time Spent ")
+
+
+def test_clock_times_beside_the_minutes_are_not_taken(tmp_path):
+    table = read(tmp_path, "Time Spent,Time to Complete (min),doors,bags\n630,30,50,7\n")
+
+    assert 30.0 == table.X[0, 0]
+
+
+def test_a_missing_column_names_what_was_wanted_and_the_nearest_header(tmp_path):
+    said = refusal(write(tmp_path, "time_spent,dors,bags\n30,50,7\n"))
+
+    assert ", line 1: no column for 'doors': wanted 'doors'; did you mean 'dors'?" == said
+
+
+def test_a_missing_target_is_named_like_any_column(tmp_path):
+    assert "no column for 'bags': wanted 'Donation Bags Collected' or 'bags'" in refusal(
+        write(tmp_path, "time_spent,doors\n30,50\n")
+    )
+
+
+def test_a_header_in_use_that_stands_twice_is_refused(tmp_path):
+    said = refusal(write(tmp_path, "time_spent,doors,bags, DOORS\n30,50,7,51\n"))
+
+    assert ", line 1: header 'doors' stands twice, as columns 2 and 4; rename one" == said
+
+
+def test_a_day_that_stands_twice_is_refused(tmp_path):
+    assert "header 'Date' stands twice" in refusal(write(tmp_path, "time_spent,Date,doors,bags,date\n30,x,50,7,y\n"))
+
+
+def test_a_header_that_nothing_uses_may_stand_twice(tmp_path):
+    table = read(tmp_path, "note,time_spent,doors,bags,note,,\nx,30,50,7,y,,\n")
+
+    assert [[30.0, 50.0]] == table.X.tolist()
+
+
+def test_a_later_source_that_stands_twice_is_harmless_where_an_earlier_one_is_taken(tmp_path):
+    table = read(tmp_path, "time_spent,Time to Complete (min),time_spent,doors,bags\n1,30,2,50,7\n")
+
+    assert [[30.0, 50.0]] == table.X.tolist()
+
+
+def test_one_header_cannot_be_the_target_and_a_feature_at_once(tmp_path):
+    leaking = Schema((Feature(name="collected", sources=("Bags",)),), Target(name="bags"))
+    said = refusal(write(tmp_path, "bags\n7\n"), leaking)
+
+    assert ", line 1: header 'bags' would be taken for both 'collected' and 'bags'; give each its own" == said
+
+
+# Rows
+
+
+def test_a_cell_that_its_column_refuses_refuses_its_row_and_no_other(tmp_path):
+    table = read(tmp_path, "time_spent,doors,bags\n30,50,7\nsoon,50,8\n31,50.5,9\n32,50,-1\n33,51,10\n")
+
+    assert [[30.0, 50.0], [33.0, 51.0]] == table.X.tolist()
+    assert [7.0, 10.0] == table.y.tolist()
+    assert [2, 6] == table.lines.tolist()
+    assert 3 == table.refused
+    assert [
+        "line 3, column 'time_spent': wanted a number of minutes from 0 to 1,440, got 'soon'",
+        "line 4, column 'doors': wanted a whole number, 0 or more, got '50.5'",
+        "line 5, column 'bags': wanted a number, 0 or more, got '-1'",
+    ] == [str(fault) for fault in table.faults]
+
+
+def test_every_fault_of_a_row_is_named_and_the_row_counted_once(tmp_path):
+    table = read(tmp_path, "time_spent,doors,bags\n1441,,?\n30,50,7\n")
+
+    assert 1 == table.refused
+    assert ["time_spent", "doors", "bags"] == [fault.column for fault in table.faults]
+    assert "wanted a whole number, 0 or more, got an empty cell" == table.faults[1].reason
+
+
+def test_lines_are_physical_also_after_line_breaks_in_cells_and_blank_lines(tmp_path):
+    content = (
+        '"time_spent","doors\n",bags,note\n'  # lines 1 and 2
+        '30,50,7,"two\nlines"\n'  # 3 and 4
+        "\n"  # 5
+        "\r\n"  # 6
+        'x,50,8,"three\r\n\r\nlines"\r\n'  # 7 to 9
+        "31,51,9,\n"  # 10
+        "y,51,9,"  # 11, without an end
+    )
+    table = read(tmp_path, content)
+
+    assert [3, 10] == table.lines.tolist()
+    assert [7, 11] == [fault.number for fault in table.faults]
+
+
+def test_a_row_of_empty_cells_is_blank(tmp_path):
+    table = read(tmp_path, "time_spent,doors,bags\n30,50,7\n,,\n31,50,7\n")
+
+    assert [2, 4] == table.lines.tolist()
+    assert 0 == table.refused
+
+
+def test_a_row_that_is_too_short_is_refused(tmp_path):
+    table = read(tmp_path, "time_spent,doors,bags\n30,50,7\n30,50\n")
+
+    assert ["line 3, column 'bags': wanted a number, 0 or more, got a row of 2 cells"] == list(map(str, table.faults))
+
+
+def test_a_comma_inside_a_number_cannot_move_the_cells_behind_it_unnoticed(tmp_path):
+    table = read(tmp_path, "time_spent,doors,bags\n30,50,7\n1,200,50,7\n")
+
+    assert [[30.0, 50.0]] == table.X.tolist()
+    assert ["line 3, column '4': wanted nothing beyond the 3 columns of the header, got '7'"] == list(
+        map(str, table.faults)
+    )
+
+
+def test_empty_cells_behind_the_last_column_are_harmless(tmp_path):
+    assert [[30.0, 50.0]] == read(tmp_path, "time_spent,doors,bags\n30,50,7,,\n").X.tolist()
+
+
+def test_a_hundred_faults_are_kept_and_all_refusals_counted(tmp_path):
+    table = read(tmp_path, "time_spent,doors,bags\n30,50,7\n" + "x,y,z\n" * 150)
+
+    assert 150 == table.refused
+    assert NAMED_FAULTS == len(table.faults) == 100
+
+
+def test_no_usable_row_is_said_with_the_first_refusal(tmp_path):
+    said = refusal(write(tmp_path, "time_spent,doors,bags\nx,50,7\ny,50,7\n"))
+
+    assert said.startswith(": no usable row in 2; the first refusal: line 2, column 'time_spent': wanted a number")
+    assert said.endswith("got 'x'")
+
+
+def test_words_stand_for_numbers(tmp_path):
+    table = read(tmp_path, "time_spent,doors,bags\n0 - 30 Minutes,50,7\n 30 - 60 Minutes ,50,7\n60 - 90 Minutes,50,7\n")
+
+    assert [15.0, 45.0] == table.X[:, 0].tolist()
+    assert 1 == table.refused
+
+
+def test_a_category_becomes_columns_of_zeros_and_ones(tmp_path):
+    ward = Feature(name="ward", type="category", values=("north", "south"))
+    table = read(tmp_path, "bags,ward,doors\n1,south,5\n2,north,6\n3,east,7\n", Schema((ward, DOORS), BAGS))
+
+    assert [[0.0, 1.0, 5.0], [1.0, 0.0, 6.0]] == table.X.tolist()
+    assert ["line 4, column 'ward': wanted one of 'north', 'south', got 'east'"] == list(map(str, table.faults))
+
+
+def test_days_are_read_where_the_file_says_them(tmp_path):
+    content = "Day,time_spent,doors,bags\n2023-09-27 10:36,1,1,1\n2023-9-7,2,2,2\n27.09.2023,3,3,3\n2023-02-30,4,4,4\n"
+    days = read(tmp_path, content).days
+
+    assert [dt.date(2023, 9, 27).toordinal(), dt.date(2023, 9, 7).toordinal()] == days[:2].tolist()
+    assert all(map(math.isnan, days[2:]))
+
+
+def test_the_first_source_of_the_day_wins(tmp_path):
+    table = read(tmp_path, "Day,time_spent,doors,bags,date\n2020-01-01,1,1,1,2023-01-02\n")
+
+    assert [dt.date(2023, 1, 2).toordinal()] == table.days.tolist()
+
+
+def test_without_a_day_there_is_none(tmp_path):
+    assert math.isnan(read(tmp_path, "time_spent,doors,bags\n1,1,1\n").days[0])
+
+
+def test_as_many_rows_as_are_allowed_are_read_and_not_one_more(tmp_path):
+    path = write(tmp_path, "time_spent,doors,bags\n" + "1,1,1\n" * 3)
+
+    assert 3 == len(read_table(path, SCHEMA, max_rows=3).y)
+    assert ", line 4: more than 2 rows; raise training.max_rows to use them" == refusal(path, max_rows=2)
+
+
+def test_progress_is_told_now_and_then(tmp_path):
+    path = write(tmp_path, "a,b,y\n" + "1,1,1\n" * 20_001)
+    told: list[int] = []
+    read_table(path, PLAIN, advance=told.append)
+
+    assert [10_000, 20_000] == told
+
+
+def test_a_table_knows_its_file_by_hash(tmp_path):
+    content = b"\xef\xbb\xbftime_spent,doors,bags\r\n1,1,1\r\n"
+
+    assert hashlib.sha256(content).hexdigest() == read(tmp_path, content).sha256
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", ": is empty; wanted a header and rows below it"),
+        (b"\xef\xbb\xbf", ": is empty; wanted a header and rows below it"),
+        (b"\ntime_spent,doors,bags\n1,1,1\n", ", line 1: is an empty line; wanted the header there"),
+        (b"time_spent,doors,bags\n", ": no usable row in 0; it has a header and nothing below it"),
+        (b"time_spent,doors,bags", ": no usable row in 0; it has a header and nothing below it"),
+        (
+            "time_spent,doors,bags\n1,1,1\n".encode("utf-16"),
+            ": is UTF-16; save it as UTF-8 (a spreadsheet calls that 'CSV UTF-8')",
+        ),
+        (
+            "time_spent,doors,bags\n1,1,1\n".encode("utf-16-le"),
+            ": holds NUL bytes, so it is not a CSV file; save it as 'CSV UTF-8'",
+        ),
+        (
+            b"time_spent,doors,bags\n1,1,\x001\n",
+            ": holds NUL bytes, so it is not a CSV file; save it as 'CSV UTF-8'",
+        ),
+        (
+            b"time_spent,doors,bags,caf\xe9,\x81\n1,1,1,,\n",
+            ": is neither UTF-8 nor Windows-1252 text; save it as UTF-8",
+        ),
+        (b'time_spent,doors,bags\n1,1,1\n2,2,"2\n3,3,3\n', ", line 4: is not CSV: unexpected end of data"),
+        (b'time_spent,doors,"bags\n1,1,1\n', ", line 1: is not CSV: unexpected end of data"),
+        (b'time_spent,doors,bags\n1,"1"x,1\n', ", line 2: is not CSV: ',' expected after '\"'"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused_in_one_line(tmp_path, content, said):
+    assert said == refusal(write(tmp_path, content))
+
+
+def test_line_ends_of_old_macs_are_refused_in_one_line(tmp_path):
+    assert ": is not CSV: new-line character" in refusal(write(tmp_path, b"time_spent,doors,bags\r1,1,1\r"))
+
+
+def test_a_folder_is_no_table(tmp_path):
+    assert ": is a directory; give a CSV file" == refusal(tmp_path)
+
+
+def test_no_such_file_is_said(tmp_path):
+    assert ": cannot be read: No such file or directory" == refusal(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_refused_with_a_reason(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(b"time_spent,doors,bags\n1,1,1\n",))
+    writer.start()
+    try:
+        said = refusal(path)
+    finally:
+        writer.join()
+
+    assert ": cannot be read: File or stream is not seekable." == said
+
+
+def test_a_line_longer_than_a_megabyte_is_refused_with_its_number(tmp_path):
+    content = b"time_spent,doors,bags\n1,1,1\n" + b"1," * LONGEST_LINE + b"\n"
+
+    assert refusal(write(tmp_path, content)).startswith(", line 3: longer than 1 MB")
+
+
+def test_a_cell_longer_than_any_is_refused_with_its_line(tmp_path):
+    content = b'time_spent,doors,bags,note\n1,1,1,"' + b"x\n" * 100_000 + b'"\n'
+
+    assert "is not CSV: field larger than field limit" in refusal(write(tmp_path, content))
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_commas_semicolons_and_tabs_part_cells_with_and_without_a_mark(tmp_path, delimiter, end, mark):
+    lines = [["time_spent", "doors", "bags", "Größe, ½"], ["1.5", "2", "3", "é"]]
+    text = mark + end.join(delimiter.join(f'"{cell}"' for cell in line) for line in lines)
+    table = read(tmp_path, text)
+
+    assert [[1.5, 2.0]] == table.X.tolist()
+    assert "utf-8" == table.encoding
+
+
+def test_windows_1252_is_read_as_itself(tmp_path):
+    ward = Feature(name="größe", type="category", values=("5 €", "naïve"))
+    content = "größe,bags\n5 €,1\nnaïve,2\n".encode("cp1252")
+    table = read(tmp_path, content, Schema((ward,), BAGS))
+
+    assert [[1.0, 0.0], [0.0, 1.0]] == table.X.tolist()
+    assert "cp1252" == table.encoding
+
+
+def test_a_byte_beyond_the_first_megabyte_decides_the_encoding_too(tmp_path):
+    filler = b"1,1,1,x\n" * 150_000
+    table = read(tmp_path, b"time_spent,doors,bags,note\n" + filler + b"2,2,2,caf\xe9\n")
+
+    assert "cp1252" == table.encoding
+    assert 150_001 == len(table.y)
+
+
+def test_a_character_across_two_pieces_of_the_file_is_whole(tmp_path):
+    head = b"time_spent,doors,bags,note\n"
+    body = b"1,1,1,x\n" * ((1 << 17) - 10)
+    start = head + body + b"1,1,1,"
+    content = start + b" " * ((1 << 20) - 1 - len(start)) + "é\n".encode()
+
+    assert 0xC3 == content[(1 << 20) - 1]
+    assert "utf-8" == read(tmp_path, content).encoding
+
+
+def test_a_sparse_file_of_two_gigabytes_is_refused_at_once_in_little_memory(tmp_path):
+    path = write(tmp_path, "time_spent,doors,bags\n1,1,1\n")
+    os.truncate(path, 2 << 30)
+    program = """
+import resource, sys
+from pathlib import Path
+from gleaner.errors import BadTable
+from gleaner.schema import Feature, Schema, Target
+from gleaner.tables import read_table
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    read_table(Path(sys.argv[1]), Schema((Feature(name="time_spent"),), Target(name="bags")))
+except BadTable as e:
+    print(e, end="")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, file=sys.stderr)
+"""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=60, check=True
+    )
+    seconds = time.monotonic() - started
+
+    assert f"{path}: holds NUL bytes, so it is not a CSV file; save it as 'CSV UTF-8'" == done.stdout
+    assert int(done.stderr) < 20_000, "kilobytes beyond what the imports take"
+    assert seconds < 10
+
+
+def test_a_large_file_is_read_in_memory_bounded_by_its_numbers(tmp_path):
+    path = tmp_path / "large.csv"
+    with path.open("wb") as file:
+        file.write(b"a,b,y,note\n")
+        for _ in range(300):
+            file.write(b'1,2,3,"' + b"x" * 120_000 + b'"\n')
+    program = """
+import resource, sys
+from pathlib import Path
+from gleaner.schema import Feature, Schema, Target
+from gleaner.tables import read_table
+schema = Schema((Feature(name="a"), Feature(name="b")), Target(name="y"))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(len(read_table(Path(sys.argv[1]), schema).y))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=60, check=True
+    )
+    rows, grown = map(int, done.stdout.split())
+
+    assert 300 == rows
+    assert grown < 12_000, "kilobytes, of a file three times as large"
+
+
+# Whatever the csv module writes
+
+
+def written(rows: Sequence[Sequence[str]], delimiter: str, quoting: int, end: str) -> tuple[str, list[int]]:
+    """The text of a CSV file, and the physical line on which each row starts."""
+    out, starts = io.StringIO(), []
+    writer = csv.writer(out, delimiter=delimiter, quoting=quoting, lineterminator=end)  # type: ignore[arg-type]
+    for row in rows:
+        starts.append(out.getvalue().count("\n") + 1)
+        writer.writerow(row)
+    return out.getvalue(), starts
+
+
+NOTES = st.text(st.sampled_from("ab ,;\t\n\"'é€1"), max_size=12) | st.sampled_from(["\r\n", "a\n\nb", '"', "ÿ\n"])
+NUMBERS = st.floats(-1e30, 1e30).map(repr) | st.integers(-(10**9), 10**9).map(str)
+
+
+@properties
+@given(
+    rows=st.lists(st.tuples(NUMBERS | st.just("bad"), NUMBERS, NOTES, NUMBERS), min_size=1, max_size=12),
+    delimiter=st.sampled_from(",;\t"),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    end=st.sampled_from(["\n", "\r\n"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "cp1252"]),
+    header=st.sampled_from(["note", "a\nnote", "n\n\n\no"]),
+)
+def test_what_the_csv_module_writes_is_read_back_with_exact_lines(
+    tmp_path, rows, delimiter, quoting, end, encoding, header
+):
+    text, starts = written([["b", "y", header, "a"], *rows], delimiter, quoting, end)
+    path = write(tmp_path, text, encoding)
+    good = [(row, line) for row, line in zip(rows, starts[1:], strict=True) if row[0] != "bad"]
+    bad = [line for row, line in zip(rows, starts[1:], strict=True) if row[0] == "bad"]
+
+    if not good:
+        assert f": no usable row in {len(rows)}; the first refusal: line {bad[0]}" in refusal(path, PLAIN)
+        return
+    table = read_table(path, PLAIN)
+    assert [[float(row[3]), float(row[0])] for row, _ in good] == table.X.tolist()
+    assert [float(row[1]) for row, _ in good] == table.y.tolist()
+    assert [line for _, line in good] == table.lines.tolist()
+    assert bad == [fault.number for fault in table.faults]
+    assert len(bad) == table.refused
+
+
+@properties
+@given(
+    rows=st.lists(st.tuples(NOTES, NOTES, st.just("end")), max_size=8),
+    delimiter=st.sampled_from(",;\t"),
+    encoding=st.sampled_from(["utf-8", "cp1252"]),
+)
+def test_every_cell_is_read_back_as_it_was_written(tmp_path, rows, delimiter, encoding):
+    text, starts = written([["a", "b", "c"], *rows], delimiter, csv.QUOTE_ALL, "\n")
+
+    with open_csv(write(tmp_path, text, encoding)) as file:
+        assert [(line, list(row)) for line, row in zip(starts[1:], rows, strict=True)] == list(file.rows())
+
+
+@properties
+@given(st.binary(max_size=80) | st.binary(max_size=60).map(lambda body: b"a,b,y\n1,2,3\n" + body))
+def test_whatever_the_bytes_a_file_is_read_or_refused_in_one_line(tmp_path, content):
+    path = write(tmp_path, content)
+    try:
+        table = read_table(path, PLAIN)
+    except BadTable as e:
+        said = str(e)
+    else:
+        assert len(table.X) == len(table.y) == len(table.lines) == len(table.days) > 0
+        return
+
+    assert said.startswith(str(path))
+    assert "\n" not in said

@@ -401,8 +401,8 @@ def describe_settings() -> str:
         "",
         "Made by `gleaner config describe`; a test fails when it is stale. One file, `gleaner.toml`: a flag beats the",
         "environment beats the file beats the default. In the environment `serving.host` is `GLEANER_SERVING__HOST`;",
-        "`GLEANER_CONFIG` names the file to read, else `gleaner.toml` in the current folder. An unknown key is an error",
-        "that names the nearest known one. `gleaner config show` prints what holds.",
+        "`GLEANER_CONFIG` names the file to read, else `gleaner.toml` in the current folder. An unknown key is an",
+        "error that names the nearest known one. `gleaner config show` prints what holds.",
     ]
     for section, info in Settings.model_fields.items():
         model = info.annotation

@@ -78,7 +78,8 @@ def test_bad_input_is_never_a_5xx(service):
 def test_a_gigabyte_is_refused_before_it_is_sent(service):
     with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
         client.sendall(
-            b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000000000\r\n\r\n"
+            b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 1000000000\r\n\r\n"
         )
 
         assert b"413" in client.recv(4096).split(b"\r\n")[0]
@@ -226,12 +227,15 @@ def test_sigterm_answers_what_is_in_flight_and_exits_0(project):
 
 
 def test_a_body_that_never_ends_does_not_stop_the_end(project):
-    with serving(project, GLEANER_SERVING__DRAIN_SECONDS="1") as service:
-        with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
-            client.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 60\r\n\r\n{")
-            wait_for(lambda: metric(service, "http_requests_in_progress") == 1)
-            began = time.monotonic()
-            code = service.stop()
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 60\r\n\r\n{"
+    with (
+        serving(project, GLEANER_SERVING__DRAIN_SECONDS="1") as service,
+        socket.create_connection(("127.0.0.1", service.port), timeout=10) as client,
+    ):
+        client.sendall(head)
+        wait_for(lambda: metric(service, "http_requests_in_progress") == 1)
+        began = time.monotonic()
+        code = service.stop()
 
     assert 1 == code
     assert time.monotonic() - began < 8

@@ -1,0 +1,150 @@
+"""The commands as a person types them: what they print, and how they exit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+
+import pytest
+from conftest import ROOT, SETTINGS, gleaner, write_made_table
+
+
+def test_every_command_explains_itself():
+    for command in (
+        [],
+        ["init"],
+        ["train"],
+        ["serve"],
+        ["check"],
+        ["models", "list"],
+        ["models", "promote"],
+        ["doctor"],
+    ):
+        done = gleaner(*command, "--help", folder=ROOT)
+
+        assert 0 == done.returncode
+        assert "Usage: gleaner" in done.stdout
+
+
+def test_wrong_usage_exits_2():
+    assert 2 == gleaner("tarin", folder=ROOT).returncode
+    assert 2 == gleaner("check", "--data", "{not json", folder=ROOT).returncode
+
+
+def test_without_settings_it_says_how_to_get_some(tmp_path):
+    done = gleaner("train", folder=tmp_path)
+
+    assert 1 == done.returncode
+    assert "gleaner init" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"time_spent,doors_in_route,assessed_value,bags\n", "no usable row"),
+        (b"time_spent,doors_in_route,bags\n1,2,3\n", "no column for 'assessed_value'"),
+        (b"time_spent,time_spent,doors_in_route,assessed_value,bags\n1,1,2,3,4\n", "stands twice"),
+        ("time_spent\n1\n".encode("utf-16"), "UTF-16"),
+        (None, "is a directory"),
+    ],
+)
+def test_a_file_that_cannot_be_used_gets_one_line_and_exit_1(tmp_path, content, said):
+    (tmp_path / "gleaner.toml").write_text(SETTINGS)
+    data = tmp_path / "data.csv"
+    data.mkdir() if content is None else data.write_bytes(content)
+
+    done = gleaner("train", data, "--metrics-port", 0, folder=tmp_path)
+
+    assert 1 == done.returncode
+    assert 1 == len(done.stderr.splitlines())
+    assert said in done.stderr
+    assert not (tmp_path / ".gleaner").exists()
+
+
+def test_refused_rows_are_counted_and_shown(tmp_path):
+    (tmp_path / "gleaner.toml").write_text(SETTINGS)
+    write_made_table(tmp_path / "made.csv")
+    with (tmp_path / "made.csv").open("a") as file:
+        file.write("soon,1,1,1\n9999,1,1,1\n")
+
+    done = gleaner("train", "--metrics-port", 0, "--candidates", "linear,decision_tree", folder=tmp_path)
+
+    assert 0 == done.returncode, done.stderr
+    assert "600 rows used, 2 refused" in done.stdout
+    assert "refused: line 602, column 'time_spent': wanted a number from 0 to 1,440, got 'soon'" in done.stdout
+
+
+def test_make_ups_training_is_done_once(trained):
+    done = gleaner("train", "--if-empty", "other.csv", folder=trained)
+
+    assert 0 == done.returncode
+    assert "not training: version 1, trained on made.csv" in done.stdout
+    assert "NOT trained on other.csv" in done.stdout
+
+
+def test_models_are_listed_with_their_aliases(trained):
+    rows = json.loads(gleaner("models", "list", "--json", folder=trained).stdout)
+
+    assert ["champion"] == rows[0]["aliases"]
+    assert "decision_tree" == rows[0]["candidate"]
+    assert rows[0]["mae"] < rows[0]["constant_mae"]
+
+
+def test_promoting_what_is_not_there_changes_nothing(trained):
+    before = (trained / ".gleaner" / "store" / "aliases.json").read_bytes()
+
+    done = gleaner("models", "promote", 99, folder=trained)
+
+    assert 1 == done.returncode
+    assert before == (trained / ".gleaner" / "store" / "aliases.json").read_bytes()
+
+
+def test_a_flag_beats_the_environment_and_shows_in_the_settings(trained):
+    done = gleaner("config", "show", folder=trained, GLEANER_SERVING__PORT="6001")
+
+    assert "ports.ml_app = 6001" in done.stdout
+
+
+def test_doctor_names_the_holder_and_the_setting_of_a_taken_port(trained):
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = str(held.getsockname()[1])
+        done = gleaner("doctor", "--json", folder=trained, GLEANER_PORTS__ML_APP=port)
+
+    fault = next(finding for finding in json.loads(done.stdout) if finding["verdict"] == "FAIL")
+    assert 1 == done.returncode
+    assert f"port {port}" == fault["what"]
+    assert "pid " in fault["detail"]
+    assert "set ports.ml_app (GLEANER_PORTS__ML_APP)" in fault["fix"]
+
+
+def test_training_on_a_taken_port_names_its_holder(trained):
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        done = gleaner("train", "--metrics-port", held.getsockname()[1], folder=trained)
+
+    assert 1 == done.returncode
+    assert "ports.train_metrics" in done.stderr
+
+
+def test_a_drafted_gleaner_toml_trains_with_no_word_changed(tmp_path):
+    write_made_table(tmp_path / "made.csv")
+
+    drafted = gleaner("init", "made.csv", "--target", "bags", folder=tmp_path)
+    again = gleaner("init", "made.csv", "--target", "bags", folder=tmp_path)
+    done = gleaner("train", "--metrics-port", 0, "--candidates", "linear,decision_tree", "--json", folder=tmp_path)
+
+    assert [0, 1, 0] == [drafted.returncode, again.returncode, done.returncode], done.stderr
+    assert {"linear", "decision_tree"} == {about["candidate"] for about in json.loads(done.stdout).values()}
+
+
+def test_without_the_extra_training_says_what_to_install(trained, tmp_path):
+    shutil.copy(trained / "gleaner.toml", tmp_path)
+    shutil.copy(trained / "made.csv", tmp_path)
+    # What an installation without the extra looks like: the first import that fails.
+    (tmp_path / "mlflow.py").write_text("raise ModuleNotFoundError(\"No module named 'mlflow'\", name='mlflow')\n")
+
+    done = gleaner("train", "--metrics-port", 0, folder=tmp_path)
+
+    assert 1 == done.returncode
+    assert "pip install 'gleaner[train]'" in done.stderr

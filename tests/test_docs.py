@@ -1,0 +1,105 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import click
+import httpx
+import pytest
+from conftest import ROOT, gleaner, serving
+from prometheus_client import CollectorRegistry
+
+from gleaner import cli
+from gleaner.metrics import Resources, TrainingMetrics
+from gleaner.settings import Settings, describe_settings
+
+README = (ROOT / "README.md").read_text()
+HTTP = (ROOT / "docs" / "http.md").read_text()
+METRICS = (ROOT / "docs" / "metrics.md").read_text()
+PAIRS = re.findall(r"```http\n(POST .*?)```\n\n```http\n(HTTP.*?)```", HTTP, re.DOTALL)
+
+
+def test_the_page_of_settings_is_fresh():
+    assert describe_settings() == (ROOT / "docs" / "settings.md").read_text()
+
+
+def commands(group: click.Group, prefix: str = "gleaner") -> set[str]:
+    found = set()
+    for name, command in group.commands.items():
+        inner = f"{prefix} {name}"
+        found |= commands(command, inner) if isinstance(command, click.Group) else {inner}
+    return found
+
+
+def test_the_readme_has_every_command_and_no_other():
+    table = README.split("| command | what |")[1].split("\n\n")[0]
+    named = {" ".join(re.findall(r"[a-z]+", text.split(" --")[0])) for text in re.findall(r"`(gleaner [^`]+)`", table)}
+
+    assert commands(cli.gleaner) == named
+
+
+def test_every_link_of_the_documents_leads_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_numbers_in_the_readme_are_those_of_the_sample():
+    sample = (ROOT / "examples" / "food-drive" / "README.md").read_text()
+    boosting = re.search(r"gradient_boosting +([\d.]+) +([\d.]+)", README)
+
+    assert boosting[1][:4] in sample
+
+
+@pytest.fixture(scope="module")
+def service(trained, tmp_path_factory):
+    """The made model behind the food drive's own bounds, as docs/http.md shows them."""
+    with serving(trained) as running:
+        yield running
+
+
+def test_there_are_examples_to_check():
+    assert len(PAIRS) == 3
+
+
+@pytest.mark.parametrize(("asked", "answered"), PAIRS, ids=[asked.splitlines()[0] for asked, _ in PAIRS])
+def test_every_example_of_http_is_answered_as_shown(service, asked, answered):
+    head, body = asked.split("\n\n", 1)
+    method, path = head.splitlines()[0].split()
+    headers = dict(line.split(": ") for line in head.splitlines()[1:])
+    shown_head, shown_body = answered.split("\n\n", 1)
+
+    answer = httpx.request(method, service.url + path, content=body.strip(), headers=headers)
+
+    assert shown_head.splitlines()[0] == f"HTTP/1.1 {answer.status_code} {answer.reason_phrase}"
+    for line in shown_head.splitlines()[1:]:
+        name, value = line.split(": ")
+        assert plain(value) == plain(answer.headers[name])
+    assert plain(json.loads(shown_body)) == plain(answer.json())
+
+
+def plain(value):
+    """A value without what differs from run to run: ids, and the units that only the food drive has."""
+    text = re.sub(r"[0-9a-f]{10}-[0-9a-f]+", "ID", json.dumps(value))
+    return re.sub(r"a number( of \w+)? from", "a number from", text)
+
+
+def test_every_metric_has_its_row_and_every_row_its_metric(service, trained):
+    exported = set(re.findall(r"^# TYPE (\w+)", httpx.get(f"{service.url}/metrics").text, re.MULTILINE))
+    registry = CollectorRegistry()
+    training = TrainingMetrics(registry)
+    Resources([], registry)
+    exported |= {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
+    exported |= set(training.gauges)
+
+    documented = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`[^|]+) \|", METRICS, re.MULTILINE))))
+
+    assert documented == {name for name in exported if not name.startswith(("process_", "python_"))}
+
+
+def test_every_setting_of_the_committed_file_is_a_known_one():
+    done = gleaner("config", "show", "--json", folder=ROOT)
+
+    assert set(json.loads(done.stdout)) == set(Settings.model_fields) - {"file"}

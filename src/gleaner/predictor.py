@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from gleaner.allocator import release
-from gleaner.artifact import INPUT, OUTPUT, Artifact, read_artifact
+from gleaner.artifact import INPUT, OUTPUT, Artifact, check_operators, read_artifact
 from gleaner.errors import BadArtifact
 from gleaner.schema import Array
 
@@ -95,9 +95,11 @@ class _Bound:
 def selftest(folder: Path) -> None:
     """Ask an artifact's model for its golden rows in a process of its own, which may crash or hang.
 
-    A tree whose node index is out of range loads cleanly and ends the process that asks it.
-    Raises BadArtifact if it does not give its golden answers in time.
+    A tree of tens of thousands of levels is a valid model, and ends the process that loads it.
+    Before that, see that it holds no operator that an export of ours does not emit.
+    Raises BadArtifact if it does, or does not give its golden answers in time.
     """
+    check_operators(folder)
     command = [sys.executable, "-m", "gleaner.predictor", str(folder)]
     try:
         done = subprocess.run(
@@ -119,12 +121,14 @@ def check_golden(artifact: Artifact) -> None:
     got = Predictor(artifact).predict(np.array(golden.rows, dtype=np.float64))
     if got.shape != wanted.shape or not np.allclose(got, wanted, rtol=TOLERANCE, atol=1e-12):
         worst = int(np.argmax(np.abs(got - wanted))) if got.shape == wanted.shape else 0
-        reason = f"golden row {worst} should give {wanted[worst]!r}, gave {got.flat[worst]!r}"
+        reason = f"golden row {worst} should give {float(wanted[worst])!r}, gave {float(got.flat[worst])!r}"
         raise BadArtifact(artifact.folder, "selftest", reason)
 
 
 if __name__ == "__main__":
     try:
         check_golden(read_artifact(Path(sys.argv[1])))
-    except (BadArtifact, ArithmeticError) as refusal:
+    except BadArtifact as refusal:
+        sys.exit(refusal.detail)
+    except ArithmeticError as refusal:
         sys.exit(str(refusal))

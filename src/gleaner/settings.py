@@ -106,8 +106,8 @@ class Serving(_Section):
     max_body_bytes: int = Field(1_000_000, ge=1_000, description="The largest body of JSON.")
     max_rows: int = Field(10_000, ge=1, description="The most rows in one request of JSON.")
     max_depth: int = Field(32, ge=2, le=200, description="The deepest nesting of JSON.")
-    max_in_flight: int = Field(64, ge=1, description="Requests computed at once; more wait, then get a 503.")
-    queue_seconds: float = Field(0.05, ge=0, le=5, description="How long a request waits for its turn.")
+    max_in_flight: int = Field(16, ge=1, description="Requests computed at once; more wait, then get a 503.")
+    queue_seconds: float = Field(0.09, ge=0, le=5, description="How long a request waits for its turn.")
     threads: int = Field(1_200, ge=110, le=10_000, description="Threads; a client that sends slowly holds one.")
     drain_seconds: float = Field(10.0, ge=0, le=600, description="Time to answer what is in flight when told to stop.")
     unready_seconds: float = Field(

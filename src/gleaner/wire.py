@@ -17,6 +17,7 @@ NAMED_FAULTS = 100
 JSON, PROBLEM = "application/json", "application/problem+json"
 
 _encode = msgspec.json.encode
+_UNUSUAL = re.compile(r'[:"\\\x00-\x1f]')
 
 
 class RowReader:
@@ -29,18 +30,19 @@ class RowReader:
     def __init__(self, schema: Schema, *, max_rows: int, max_depth: int) -> None:
         self.schema, self.max_rows, self.max_depth = schema, max_rows, max_depth
         fields = [(f"f{i}", _accepted(feature)) for i, feature in enumerate(schema.features)]
-        names = {f"f{i}": feature.name for i, feature in enumerate(schema.features)}
+        # msgspec keeps the last of two equal keys without a word. With every field there and no other, a body
+        # with a key too many has a colon too many, as long as no value can hold one. And msgspec takes no field
+        # with a quote in its name: where either is so, `read` reads everything.
+        self._is_plain = not any(
+            _UNUSUAL.search(feature.name) or ":" in "".join(feature.values) for feature in schema.features
+        )
+        names = {f"f{i}": feature.name for i, feature in enumerate(schema.features)} if self._is_plain else {}
         row = msgspec.defstruct("Row", fields, rename=names, forbid_unknown_fields=True, gc=False)
         self._decode = msgspec.json.Decoder(row | list[row]).decode  # type: ignore[valid-type]
         self._row = row
         self._width = len(fields)
         has_category = any(feature.values for feature in schema.features)
         self._columns = self._expand if has_category else msgspec.structs.astuple
-        # msgspec keeps the last of two equal keys without a word. With every field there and no other, a body
-        # with a key too many has a colon too many, as long as no value can hold one.
-        self._countable = not any(
-            ":" in word for feature in schema.features for word in (feature.name, *feature.values)
-        )
 
     def accept(self, body: bytes) -> list[tuple[float, ...]] | None:
         """The rows of a body that is right in every way, k numbers each; None for one that `read` has to look at."""
@@ -49,7 +51,7 @@ class RowReader:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
         rows = [decoded] if decoded.__class__ is self._row else decoded
-        if len(rows) > self.max_rows or body.count(b":") != self._width * len(rows) or not self._countable:
+        if len(rows) > self.max_rows or body.count(b":") != self._width * len(rows) or not self._is_plain:
             return None
         return list(map(self._columns, rows))
 

@@ -1,0 +1,178 @@
+"""A predictor: the same number for a row alone, in a batch and from any thread; and the self-test before it serves."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import made
+import numpy as np
+import pytest
+
+from gleaner import predictor
+from gleaner.artifact import read_artifact
+from gleaner.errors import BadArtifact
+from gleaner.predictor import Predictor, check_golden, selftest
+
+EXACT = ("decision_tree", "random_forest")
+
+
+@pytest.fixture(scope="module", params=made.CANDIDATES)
+def candidate(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def bits(numbers: object) -> bytes:
+    return np.asarray(numbers, dtype=np.float64).tobytes()
+
+
+# Answers
+
+
+def test_the_number_of_the_guide_has_every_digit():
+    tree = Predictor(made.artifact("decision_tree"))
+
+    assert 22.068840579710145 == made.NUMBER == tree.predict_row(made.ROW)
+    assert [made.NUMBER] == tree.predict(np.array([made.ROW])).tolist()
+
+
+def test_a_row_alone_gets_the_number_that_it_gets_in_a_batch(candidate):
+    asked, rows = Predictor(made.artifact(candidate)), made.questions(300)
+
+    alone, together = [asked.predict_row(row) for row in rows.tolist()], asked.predict(rows)
+
+    np.testing.assert_allclose(alone, together, rtol=1e-12, atol=0)
+    assert candidate not in EXACT or bits(alone) == bits(together)
+
+
+def test_a_row_alone_as_a_matrix_gets_the_same_number_to_the_bit(candidate):
+    asked, rows = Predictor(made.artifact(candidate)), made.questions(300, seed=1)
+
+    assert bits([asked.predict_row(row) for row in rows.tolist()]) == bits(
+        [asked.predict(row[None])[0] for row in rows]
+    )
+
+
+def test_many_threads_at_once_each_get_their_own_rows_answer(candidate):
+    asked, rows = Predictor(made.artifact(candidate)), made.questions(400)
+    alone = {tuple(row): asked.predict_row(row) for row in rows.tolist()}
+    together = asked.predict(rows)
+    start = Barrier(8)
+
+    def ask(seed: int) -> bool:
+        start.wait()
+        order = np.random.default_rng(seed).permutation(rows).tolist()
+        return all(alone[tuple(row)] == asked.predict_row(row) for row in order) and bits(together) == bits(
+            asked.predict(rows)
+        )
+
+    with ThreadPoolExecutor(8) as threads:
+        assert [True] * 8 == list(threads.map(ask, range(8)))
+
+
+def test_the_most_rows_of_a_request_and_none_at_all_are_answered(candidate):
+    asked = Predictor(made.artifact(candidate))
+
+    many = asked.predict(made.questions(10_000))
+
+    assert (10_000,) == many.shape
+    assert np.isfinite(many).all()
+    assert (0,) == asked.predict(np.empty((0, 3))).shape
+
+
+@pytest.mark.parametrize("number", [0.0, -0.0, 5e-324, 2.0**53 + 1, 3.4028234663852886e38, -3.4028234663852886e38])
+def test_the_edges_of_what_a_column_accepts_get_a_number(number):
+    asked = Predictor(made.artifact("random_forest"))
+
+    assert np.isfinite(asked.predict_row((number, number, number)))
+
+
+def test_an_answer_that_is_not_finite_is_an_error_and_no_number(tmp_path):
+    asked = Predictor(read_artifact(made.exploding_artifact(tmp_path / "new")))
+    assert np.exp(2.0) == pytest.approx(asked.predict_row((2.0, 0.0, 0.0)))
+
+    with pytest.raises(ArithmeticError, match="not finite"):
+        asked.predict_row((1440.0, 0.0, 0.0))
+    with pytest.raises(ArithmeticError, match="not finite"):
+        asked.predict(np.array([(2.0, 0.0, 0.0), (1440.0, 0.0, 0.0)]))
+
+    assert np.exp(2.0) == pytest.approx(asked.predict_row((2.0, 0.0, 0.0)))
+
+
+def test_a_predictor_outlives_the_files_it_was_made_of(tmp_path):
+    folder = made.copy(made.artifact("decision_tree"), tmp_path / "new")
+    asked = Predictor(read_artifact(folder))
+    shutil.rmtree(folder)
+
+    assert made.NUMBER == asked.predict_row(made.ROW)
+
+
+# Models that are refused
+
+
+def refusal(folder: Path) -> BadArtifact:
+    with pytest.raises(BadArtifact) as caught:
+        Predictor(read_artifact(folder))
+    return caught.value
+
+
+def test_a_model_that_the_engine_does_not_take_is_refused(tmp_path):
+    folder = made.rewrite(made.copy(made.artifact("linear"), tmp_path / "new"), b"no model at all")
+
+    assert "load" == refusal(folder).reason
+
+
+def test_a_model_of_another_width_than_its_schemas_is_refused(tmp_path):
+    folder = made.rewrite(made.copy(made.artifact("linear"), tmp_path / "new"), made.of_two_columns())
+
+    assert "wanted 3 double columns in and one out" in refusal(folder).detail
+
+
+# The self-test
+
+
+def failure(folder: Path) -> str:
+    with pytest.raises(BadArtifact) as caught:
+        selftest(folder)
+    assert "selftest" == caught.value.reason
+    return caught.value.detail
+
+
+def test_a_good_artifact_passes_its_self_test():
+    selftest(made.artifact("random_forest").folder)
+
+
+def test_a_golden_row_that_is_answered_wrongly_is_named(tmp_path):
+    answers = list(made.artifact("linear").manifest.golden.answers)
+    answers[3] += 1e-6
+    golden = {"rows": made.artifact("linear").manifest.golden.rows, "answers": answers}
+    folder = made.rewrite(made.copy(made.artifact("linear"), tmp_path / "new"), golden=golden)
+
+    detail = failure(folder)
+
+    assert detail.startswith("golden row 3 should give ")
+    with pytest.raises(BadArtifact, match="golden row 3"):
+        check_golden(read_artifact(folder))
+
+
+def test_a_model_that_ends_its_process_is_refused_and_this_process_lives(tmp_path):
+    folder = made.rewrite(made.copy(made.artifact("linear"), tmp_path / "new"), made.killing())
+
+    assert "its self-test was ended by signal 11" == failure(folder)
+
+
+def test_a_self_test_that_does_not_end_in_time_is_refused(monkeypatch):
+    # Python and the engine alone take longer to start.
+    monkeypatch.setattr(predictor, "SELFTEST_SECONDS", 0.05)
+
+    assert "its self-test took longer than 0 s" == failure(made.artifact("linear").folder)
+
+
+def test_a_model_whose_answer_is_not_finite_fails_its_self_test(tmp_path):
+    golden = {"rows": [[1440.0, 0.0, 0.0]], "answers": [1.0]}
+    folder = made.rewrite(made.copy(made.artifact("linear"), tmp_path / "new"), made.exploding(), golden=golden)
+
+    assert "the model's answer is not finite" == failure(folder)

@@ -69,7 +69,7 @@ def bare(table: Table, settings: Settings) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--forest", action="store_true", help="the random forest, too")
     options = parser.parse_args()
 

@@ -253,6 +253,12 @@ def test_each_request_is_counted_once_by_route_method_and_status(app):
     assert 2 == count(app, "http_request_duration_seconds_count", method="POST", route="/v1/predict")
 
 
+def test_rows_are_counted_on_the_diagnosing_path_too(app):
+    post(app, [ROUTE] * 3, "/v1/predict?detail=true")
+
+    assert 3 == count(app, "model_prediction_rows_total", model_version="v1")
+
+
 def test_known_labels_start_at_0(app):
     assert 0 == count(app, "http_requests_total", method="POST", route="/v2/predict", status="500")
     assert 0 == count(app, "model_prediction_requests_total", model_version="v2", status="overloaded")

@@ -187,11 +187,12 @@ class App:
         """(status, headers, content, rows predicted) by Flask."""
         environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
         environ.pop("HTTP_TRANSFER_ENCODING", None)
-        environ["gleaner.prediction_id"] = own_id
+        # werkzeug hands on a copy of the environment, so what comes back does so in an object of its own.
+        environ["gleaner.prediction_id"], environ["gleaner.rows"] = own_id, (rows := [0])
         token = request_id.set(id_)
         try:
             response = Response.from_app(self.flask.wsgi_app, environ, buffered=True)
-            return response.status_code, list(response.headers), response.get_data(), environ.get("gleaner.rows", 0)
+            return response.status_code, list(response.headers), response.get_data(), rows[0]
         finally:
             request_id.reset(token)
 
@@ -313,7 +314,7 @@ def _make_flask(app: App) -> Flask:
             raise WrongType(f"wanted Content-Type: {JSON}, got {request.mimetype or 'none'!r}")
         predictions, loaded = app.predict(slot, request.get_data())
         id_ = request.environ["gleaner.prediction_id"]
-        request.environ["gleaner.rows"] = len(predictions)
+        request.environ["gleaner.rows"][0] = len(predictions)
         ids = [f"{id_}-{i}" for i in range(len(predictions))] if detail else []
         content = write_details(predictions, loaded.version, ids) if detail else write_predictions(predictions)
         return Response(

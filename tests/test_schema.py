@@ -220,3 +220,53 @@ def test_a_value_is_shown_short_and_in_one_line_of_ascii(value):
 def test_the_largest_number_is_that_of_single_precision():
     assert LARGEST == Feature(name="a").accept(LARGEST)
     assert is_refused(Feature(name="a").accept, LARGEST * 1.001)
+
+
+CELLS = [
+    *("0", "-0", "-0.0", "+1", "1.", ".5", "1e5", "1E+05", "5e-324", " 5 ", "7", "-5", "4.9", "3.4028234663852886e38"),
+    *("", " ", ".", "+", "-", "e", "1e", "--1", "1 2", "1_000", "1,000", "inf", "nan", "Infinity", "0x10", "١٢", "½"),
+    *("1e400", "-1e400", "3.5e38", "1e31", "-6", "5\u00a0", "\t5", "5\n", "12345678901234567890.5"),
+    *("many", "far", "north", " south", "North", "south\u00a0", "nor\nth", "true"),
+]
+COLUMNS = [
+    Feature(name="a"),
+    Feature(name="a", min=-5.0, max=7.0),
+    Feature(name="a", map={"many": 1e6, "far": 1e31, "true": 1.0}, max=1e30),
+    Feature(name="a", map={"7": 8.0}),
+    Feature(name="a", type="int", min=-5.0),
+    Feature(name="a", type="category", values=("north", "south", "north", " far", "")),
+    Target(name="y"),
+    Target(name="y", min=0.0),
+]
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_many_cells_at_once_give_what_each_gives_alone_or_nothing(column, cell):
+    together = column.accept_cells([cell, cell])
+    try:
+        alone = column.accept_cell(cell)
+    except ValueError:
+        assert together is None
+        return
+
+    assert together is None or [alone.hex()] * 2 == [number.hex() for number in together.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("column", "cells"),
+    [
+        (COLUMNS[0], CELLS[:14]),
+        (COLUMNS[1], ["-5", "7", " 0 ", "6.99"]),
+        (COLUMNS[2], ["1", " many ", "1e30", "true"]),
+        (COLUMNS[3], ["7", " 7 ", "7.0"]),
+        (COLUMNS[4], ["-5", "5.0", "1e5", "12345678901234567890"]),
+        (COLUMNS[5], ["north", " south"]),
+        (COLUMNS[7], ["0", "-0", "1e38"]),
+    ],
+)
+def test_plain_cells_are_accepted_at_once(column, cells):
+    numbers = column.accept_cells(cells)
+
+    assert numbers is not None
+    assert [column.accept_cell(cell) for cell in cells] == numbers.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime as dt
 import hashlib
@@ -14,15 +15,18 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
+from gleaner import tables
 from gleaner.errors import BadTable
 from gleaner.schema import Feature, Schema, Target
-from gleaner.tables import LONGEST_LINE, NAMED_FAULTS, Table, open_csv, read_table
+from gleaner.tables import BLOCK_BYTES, LONGEST_LINE, NAMED_FAULTS, Chunk, Table, open_csv, read_rows, read_table
 
 properties = profile(
     max_examples=150,
@@ -296,11 +300,12 @@ def test_as_many_rows_as_are_allowed_are_read_and_not_one_more(tmp_path):
 
 
 def test_progress_is_told_now_and_then(tmp_path):
-    path = write(tmp_path, "a,b,y\n" + "1,1,1\n" * 20_001)
+    path = write(tmp_path, "a,b,y\n" + "1,1,1\n" * 50_001)
     told: list[int] = []
     read_table(path, PLAIN, advance=told.append)
 
-    assert [10_000, 20_000] == told
+    assert sorted(told) == told
+    assert 0 < told[0] < told[-1] == 50_001
 
 
 def test_a_table_knows_its_file_by_hash(tmp_path):
@@ -361,7 +366,12 @@ def test_no_such_file_is_said(tmp_path):
 def test_a_pipe_is_refused_with_a_reason(tmp_path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    writer = threading.Thread(target=path.write_bytes, args=(b"time_spent,doors,bags\n1,1,1\n",))
+
+    def send() -> None:
+        with contextlib.suppress(BrokenPipeError):
+            path.write_bytes(b"time_spent,doors,bags\n1,1,1\n")
+
+    writer = threading.Thread(target=send)
     writer.start()
     try:
         said = refusal(path)
@@ -546,3 +556,285 @@ def test_whatever_the_bytes_a_file_is_read_or_refused_in_one_line(tmp_path, cont
 
     assert said.startswith(str(path))
     assert "\n" not in said
+
+
+# Rows for predicting: no target, in chunks
+
+WARD = Feature(name="ward", type="category", values=("north", "south"))
+ROUTES = Schema((TIME, DOORS, WARD), BAGS)
+BODY = b"note,ward,doors,time_spent\nx,south,50,30\n,north,5,0 - 30 Minutes\n"
+
+
+def chunks(
+    source: Path | bytes | io.BytesIO, schema: Schema = ROUTES, name: str = "body", **options: int
+) -> list[Chunk]:
+    with open_csv(source, name) as file:
+        return list(read_rows(file, schema, **options))
+
+
+def refused_body(body: bytes, schema: Schema = ROUTES) -> str:
+    with pytest.raises(BadTable) as caught:
+        chunks(body, schema)
+    return str(caught.value)
+
+
+def test_rows_are_read_alike_from_a_path_a_body_and_an_open_file(tmp_path):
+    for source in (write(tmp_path, BODY), BODY, io.BytesIO(BODY)):
+        [chunk] = chunks(source)
+
+        assert [[30.0, 50.0, 0.0, 1.0], [15.0, 5.0, 1.0, 0.0]] == chunk.X.tolist()
+        assert [0, 1] == chunk.index.tolist()
+        assert [2, 3] == chunk.lines.tolist()
+        assert [["x", "south", "50", "30"], ["", "north", "5", "0 - 30 Minutes"]] == chunk.cells
+        assert () == chunk.refused
+
+
+def test_an_open_file_is_read_from_its_start_and_stays_open():
+    file = io.BytesIO(BODY)
+    file.seek(10)
+
+    assert 2 == len(chunks(file)[0].X)
+    assert not file.closed
+
+
+def test_a_header_alone_is_a_table_of_no_rows():
+    assert [] == chunks(b"time_spent,doors,ward")
+    assert [] == chunks(b"time_spent,doors,ward\n\n\r\n,,\n")
+
+
+def test_a_misspelt_header_is_a_missing_one_and_the_error_bears_the_name():
+    assert "body, line 1: no column for 'doors': wanted 'doors'; did you mean 'dors'?" == refused_body(
+        b"time_spent,dors,ward\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "body: is empty; wanted a header and rows below it"),
+        (b"a\0", "body: holds NUL bytes, so it is not a CSV file; save it as 'CSV UTF-8'"),
+        ("a,b\n".encode("utf-16"), "body: is UTF-16; save it as UTF-8 (a spreadsheet calls that 'CSV UTF-8')"),
+        (b'a,b\n1,2\n3,"4\n', "body, line 3: is not CSV: unexpected end of data"),
+        (b"a,b\n1,2\r3,4\n", "body, line 2: is not CSV: new-line character seen in unquoted field - "),
+        (b"a,b,A\n", "body, line 1: header 'a' stands twice, as columns 1 and 3; rename one"),
+        (b"a,b\n1,2\n" + b"1" * LONGEST_LINE, "body, line 3: longer than 1 MB; this is not a CSV file with one row "),
+    ],
+)
+def test_a_body_that_is_no_table_is_refused_like_a_file(body, said):
+    assert refused_body(body, PLAIN).startswith(said)
+
+
+def test_a_line_longer_than_a_megabyte_is_refused_also_where_every_cell_is_short_enough():
+    body = b"a,b" + b",n" * 10 + b"\n1,2" + b",n" * 10 + b"\n1,2" + (b"," + b"n" * 110_000) * 10 + b"\n"
+
+    assert refused_body(body, PLAIN).startswith("body, line 3: longer than 1 MB")
+
+
+def test_a_file_that_changes_while_it_is_read_is_said_to(tmp_path):
+    path = write(tmp_path, "a,b\n" + "1,2\n" * 100_000)
+    with open_csv(path) as file:
+        rows = read_rows(file, PLAIN)
+        next(rows)
+        with path.open("ab") as other:
+            other.write(b"3,4,\xff\n")
+
+        with pytest.raises(BadTable, match=r", line 100002: changed while it was read$"):
+            list(rows)
+
+
+def test_a_read_that_fails_half_way_is_said(tmp_path):
+    class Failing(io.BytesIO):
+        failing = False
+
+        def read(self, size: int | None = -1) -> bytes:
+            if self.failing:
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    source = Failing(b"a,b\n" + b"1,2\n" * 100_000)
+    with open_csv(source, "body") as file:
+        rows = read_rows(file, PLAIN)
+        next(rows)
+        source.failing = True
+
+        with pytest.raises(BadTable, match=r"^body: cannot be read: Input/output error$"):
+            list(rows)
+
+
+def test_an_error_of_whoever_uses_the_rows_stays_their_own(tmp_path):
+    with pytest.raises(OSError, match="No space left"), open_csv(write(tmp_path, "a,b\n")):
+        raise OSError(28, "No space left on device")
+
+
+def test_two_features_cannot_be_read_from_one_header():
+    schema = Schema((Feature(name="a"), Feature(name="b", sources=("A",))), Target(name="y"))
+
+    assert "body, line 1: header 'a' would be taken for both 'a' and 'b'; give each its own" == refused_body(
+        b"a,b\n1,2\n", schema
+    )
+
+
+def test_every_fault_of_every_refused_row_is_told_with_the_position_of_its_row():
+    body = b"a,b\n1,2\n\nx,y\n3,4\n" + b"5,\n" * 300 + b'6,7,8\n"9",10\n'
+    [chunk] = chunks(body, PLAIN)
+
+    assert [[1.0, 2.0], [3.0, 4.0], [9.0, 10.0]] == chunk.X.tolist()
+    assert [0, 2, 304] == chunk.index.tolist()
+    assert [2, 5, 307] == chunk.lines.tolist()
+    assert [1, *range(3, 304)] == [row.index for row in chunk.refused]
+    assert [4, *range(6, 307)] == [row.line for row in chunk.refused]
+    assert ["line 4, column 'a': wanted a number, got 'x'", "line 4, column 'b': wanted a number, got 'y'"] == list(
+        map(str, chunk.refused[0].faults)
+    )
+    assert ["line 306, column '3': wanted nothing beyond the 2 columns of the header, got '8'"] == list(
+        map(str, chunk.refused[-1].faults)
+    )
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_large_table_comes_in_chunks_of_bounded_size(good):
+    rows = 100_000
+    found = chunks(b"a,b\n" + b"1,2\n" * rows + (b"" if good else b"x,y\n" * rows), PLAIN)
+    sizes = [len(chunk.cells) + len(chunk.refused) for chunk in found]
+
+    assert (1 if good else 2) * rows == sum(sizes)
+    assert max(sizes) <= BLOCK_BYTES // 4 + 1
+    assert list(range(rows)) == np.concatenate([chunk.index for chunk in found]).tolist()
+    assert max(len(chunk.refused) for chunk in found) <= 2049
+
+
+CLEAN = [
+    pytest.param(b"a,b,y\n1,2,3\n-4.5,+.5e-3, 6. \n", id="numbers"),
+    pytest.param(b"a,b\r\n1,2\r\n3,4", id="line ends of Windows, none at the end"),
+    pytest.param(b'a;b;n\n"1";"2";"x\ny\r\n\n"\n\n\r\n3;4;\n', id="line breaks in cells, blank lines"),
+    pytest.param("\ufeffa\tb\tn\n1\t2\té\n".encode(), id="a mark, tabs, an accent"),
+    pytest.param(b"a,b,n\n1,2,caf\xe9\n", id="Windows-1252"),
+]
+
+
+@pytest.mark.parametrize("body", CLEAN)
+def test_a_clean_table_is_accepted_in_whole_blocks_with_exact_lines(body, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "_accept", lambda *_: None)
+        judged = told(body, PLAIN)
+    monkeypatch.delattr(tables, "_judge")
+
+    assert judged == told(body, PLAIN)
+
+
+def test_whole_numbers_and_words_are_accepted_in_whole_blocks(monkeypatch):
+    monkeypatch.delattr(tables, "_judge")
+    [chunk] = chunks(b"ward,doors,time_spent\n south,50.0,1440\nnorth,5e1, 30 - 60 Minutes\n")
+
+    assert [[1440.0, 50.0, 0.0, 1.0], [45.0, 50.0, 1.0, 0.0]] == chunk.X.tolist()
+
+
+def test_a_blank_row_is_none_also_where_an_empty_cell_would_be_accepted():
+    ward = Feature(name="ward", type="category", values=("", "north"))
+    [chunk] = chunks(b"ward,note\nnorth,\n,\n,x\n", Schema((ward,), BAGS))
+
+    assert [2, 4] == chunk.lines.tolist()
+    assert [[0.0, 1.0], [1.0, 0.0]] == chunk.X.tolist()
+
+
+def test_a_wrong_cell_slows_down_no_more_than_the_rows_around_it(monkeypatch):
+    judge, judged = tables._judge, []
+
+    def count(*arguments: Any) -> Chunk:
+        judged.append(judge(*arguments))
+        return judged[-1]
+
+    monkeypatch.setattr(tables, "_judge", count)
+    found = chunks(b"a,b\n" + b"1,2\n" * 200_000 + b"x,2\n" + b"1,2\n" * 200_000, PLAIN)
+
+    assert 400_000 == sum(len(chunk.X) for chunk in found)
+    assert [[200_000]] == [[row.index for row in chunk.refused] for chunk in judged]
+    assert len(judged[0].X) <= 2049
+
+
+def told(body: bytes, schema: Schema, **options: int) -> object:
+    """All that is read from a body, to the bit; or what is said of it."""
+    try:
+        found = chunks(body, schema, **options)
+    except BadTable as e:
+        return str(e)
+    return (
+        b"".join(chunk.X.tobytes() for chunk in found),
+        [i for chunk in found for i in chunk.index.tolist()],
+        [line for chunk in found for line in chunk.lines.tolist()],
+        [cells for chunk in found for cells in chunk.cells],
+        [(row.index, row.line, *map(str, row.faults)) for chunk in found for row in chunk.refused],
+    )
+
+
+TRICKY = Schema(
+    (
+        Feature(name="a", min=-1e30, max=1e30, map={"many": 1e6, "7": 8.0, "far": 1e31}),
+        Feature(name="b"),
+        Feature(name="c", type="int", min=-5.0, map={"none": 0.0}),
+        Feature(name="d", type="category", values=("north", "south", "north")),
+    ),
+    Target(name="y"),
+)
+EDGES = [
+    *("0", "-0", "-0.0", "+1", "1.", ".5", ".", "+", "-", "e", "1e", "1e5", "1E+05", "1e400", "-1e400", "5e-324"),
+    *("3.4028234663852886e38", "3.5e38", "1e31", "-5", "-6", "4.9", "12345678901234567890.5", "1_000", "1,000"),
+    *("inf", "nan", "Infinity", "0x10", "7", "١٢", "½", "many", "none", "far", "North", "'north", '"north"', '1"2'),
+]
+CELLS = st.sampled_from(
+    [*EDGES, "", " ", " 5 ", "5\u00a0", "\t5", "5\n", "1 2", "nor\nth", "south ", "\u3000", "5\x1c"]
+)
+LIKELY = (st.integers(0, 9) | st.floats(-10, 10)).map(str)
+
+
+def body_of(header: str, rows: Sequence[Sequence[str]], delimiter: str, quoted: Sequence[bool], end: str) -> bytes:
+    """A table with some rows written as they are, so also wrongly, and others in quotes."""
+    lines = [header.replace(",", delimiter)]
+    for row, quote in zip(rows, quoted, strict=False):
+        lines.append(delimiter.join('"' + cell.replace('"', '""') + '"' if quote else cell for cell in row))
+    return end.join(lines).encode()
+
+
+@properties
+@given(
+    rows=st.lists(
+        st.tuples(LIKELY, LIKELY, st.integers(0, 9).map(str), st.sampled_from(["north", "south"]), NOTES)
+        | st.lists(CELLS, max_size=6)
+        | st.tuples(LIKELY, CELLS, st.just("1"), st.just("south"))
+        | st.tuples(CELLS, LIKELY, st.integers(-9, 9).map(str), CELLS),
+        max_size=12,
+    ),
+    quoted=st.lists(st.booleans(), min_size=12, max_size=12),
+    delimiter=st.sampled_from(",;\t"),
+    end=st.sampled_from(["\n", "\r\n", "\n\n"]),
+    extra=st.sampled_from(["", ",note", ',"no\nte"']),
+    block_bytes=st.sampled_from([1, 20, 60, BLOCK_BYTES]),
+)
+def test_the_branch_that_only_accepts_and_the_judge_never_disagree(rows, quoted, delimiter, end, extra, block_bytes):
+    body = body_of("a,b,c,d" + extra, rows, delimiter, quoted, end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "_accept", lambda *_: None)
+        judged = told(body, TRICKY)
+
+    assert judged == told(body, TRICKY, block_bytes=block_bytes)
+
+
+@properties
+@given(
+    rows=st.lists(st.tuples(LIKELY, LIKELY, NOTES), max_size=20),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    bad=st.sets(st.integers(0, 30), max_size=2),
+    block_bytes=st.sampled_from([1, 30, 100, BLOCK_BYTES]),
+)
+def test_clean_blocks_and_judged_ones_follow_each_other_without_a_seam(rows, quoting, bad, block_bytes):
+    rows = [("x" if i in bad else a, b, note) for i, (a, b, note) in enumerate(rows)]
+    text, starts = written([["a", "b", "note"], *rows], ",", quoting, "\n")
+    found = chunks(text.encode(), PLAIN, block_bytes=block_bytes)
+    good = [i for i in range(len(rows)) if i not in bad]
+
+    assert good == [i for chunk in found for i in chunk.index.tolist()]
+    assert [starts[1 + i] for i in good] == [line for chunk in found for line in chunk.lines.tolist()]
+    assert [list(rows[i]) for i in good] == [cells for chunk in found for cells in chunk.cells]
+    assert [(i, starts[1 + i]) for i in sorted(bad) if i < len(rows)] == [
+        (row.index, row.line) for chunk in found for row in chunk.refused
+    ]

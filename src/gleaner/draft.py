@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gleaner.errors import BadTable
 from gleaner.schema import LARGEST, read_number
-from gleaner.tables import find_column, open_csv, plain_name
+from gleaner.tables import open_csv, plain_name
 
 _ROWS = 10_000
 _MOST_VALUES = 12
@@ -25,7 +25,7 @@ def draft_settings(path: Path, target: str) -> str:
     Raises BadTable if the file has no such target, the target is not a number, or nothing else can be a feature.
     """
     with open_csv(path) as file:
-        at = find_column(path, file.header, target, ())
+        at = file.find(target, ())
         header = [cell.strip() for cell in file.header]
         rows = [cells for _, cells in islice(file.rows(), _ROWS)]
     columns = list(zip(header, zip_longest(*rows, fillvalue=""), strict=False))

@@ -89,6 +89,23 @@ class Feature:
             return self.accept(cell)
         return self.accept(self.map[cell] if cell in self.map else read_number(cell))
 
+    def accept_cells(self, cells: Sequence[str]) -> Array | None:
+        """The numbers of many cells at once, each as `accept_cell` gives it; None unless it is plain that it would."""
+        if self.type == "category":
+            # Backwards, so that a word that stands twice is its first; an empty cell may be part of a blank row.
+            places = {word: float(i) for i, word in reversed(list(enumerate(self.values))) if word}
+            try:
+                return np.array([places[cell.strip()] for cell in cells], dtype=np.float64)
+            except KeyError:
+                return None
+        if self.map:
+            digits = {word: repr(number) for word, number in self.map.items()}
+            cells = [digits.get(cell, cell) for cell in map(str.strip, cells)]
+        numbers = _read_numbers(cells, self.lowest, self.highest)
+        if numbers is None or (self.type == "int" and not (numbers == np.floor(numbers)).all()):
+            return None
+        return numbers
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -102,9 +119,17 @@ class Target:
     def accept_cell(self, cell: str) -> float:
         """The number in a cell's text. Raises ValueError if it is none, or below the minimum."""
         number = read_number(cell.strip())
-        if not (-LARGEST if self.min is None else self.min) <= number <= LARGEST:
+        if not self._lowest <= number <= LARGEST:
             raise ValueError
         return number
+
+    def accept_cells(self, cells: Sequence[str]) -> Array | None:
+        """The numbers of many cells at once, each as `accept_cell` gives it; None unless it is plain that it would."""
+        return _read_numbers(cells, self._lowest, LARGEST)
+
+    @property
+    def _lowest(self) -> float:
+        return -LARGEST if self.min is None else self.min
 
     @property
     def wanted(self) -> str:
@@ -170,6 +195,19 @@ def read_number(text: str) -> float:
     if not _NUMBER.fullmatch(text):
         raise ValueError
     return float(text)
+
+
+def _read_numbers(cells: Sequence[str], lowest: float, highest: float) -> Array | None:
+    """What `read_number` reads in many cells, without the spaces around; None if it may refuse one, or one is out of
+    range. Python reads more than `read_number` does, but nothing more that is made of these characters alone."""
+    text = "".join(cells)
+    if not text.isascii() or text.encode("ascii").translate(None, b"0123456789+-.eE "):
+        return None
+    try:
+        numbers = np.fromiter(map(float, cells), np.float64, len(cells))
+    except ValueError:
+        return None
+    return numbers if ((lowest <= numbers) & (numbers <= highest)).all() else None
 
 
 def show(value: object) -> str:

@@ -1,4 +1,5 @@
-"""A CSV file -> a table: the rows that every column accepts, and each of the others with its line and reason."""
+"""The one CSV reader, for training, serving and scoring: the rows that every column accepts, and each of the
+others with its line and reason."""
 
 from __future__ import annotations
 
@@ -6,14 +7,15 @@ import codecs
 import csv
 import datetime as dt
 import hashlib
+import io
 import math
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,8 @@ from gleaner.schema import Array, Feature, Schema, Target, show
 
 LONGEST_LINE = 1 << 20
 NAMED_FAULTS = 100
+BLOCK_BYTES = 1 << 17
+_JUDGED_BYTES = 1 << 13
 
 _DAY = re.compile(r"\s*(\d{4})-(\d{1,2})-(\d{1,2})(?!\d)", re.ASCII)
 
@@ -49,51 +53,147 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
-    """An opened CSV file: its header, and a reader of the rows below it."""
+class RefusedRow:
+    """A row that a column refused. index: its position among the table's rows, from 0; line: the physical line
+    on which it starts, from 1; faults: everything that is wrong with it."""
 
-    path: Path
-    header: list[str]
-    reader: Any  # csv.reader, whose type has no public name
-    sha256: str
-    encoding: str
+    index: int
+    line: int
+    faults: tuple[BadValue, ...]
 
-    def rows(self) -> Iterator[tuple[int, list[str]]]:
-        """(physical line on which it starts, cells) of each row that is not blank. Raises BadTable."""
-        end = self.reader.line_num
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some rows of a table, in their order: m accepted ones, and those that a column refused.
+
+    X: (m, k) matrix; index: (m,) position of each among the table's rows, from 0; lines: (m,) the physical line
+    on which each starts, from 1; cells: (m) its cells as they stand in the file, also of columns that nothing uses.
+    """
+
+    X: Array
+    index: NDArray[np.int64]
+    lines: NDArray[np.int64]
+    cells: Sequence[Sequence[str]]
+    refused: tuple[RefusedRow, ...]
+
+
+class CsvFile:
+    """An opened CSV file below its header. What reads it moves it on: its rows are read once.
+
+    name: what errors call it. marked: whether it begins with UTF-8's mark; line_end: what ends its header.
+    """
+
+    def __init__(self, name: Path | str, file: BinaryIO) -> None:
+        """Raises BadTable, csv.Error for a header that is not CSV, OSError."""
+        self.name = name
+        self.encoding = _examine(name, file)
+        file.seek(0)
+        self.marked = file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+        self.lines = _Lines(name, file, self.encoding, start=len(codecs.BOM_UTF8) * self.marked)
+        first = next(self.lines, "")
+        if not first.strip():
+            if first:
+                raise BadTable(name, "is an empty line; wanted the header there", line=1)
+            raise BadTable(name, "is empty; wanted a header and rows below it")
+        self.delimiter = _delimiter(first)
+        self._reader = csv.reader(_and_then(first, self.lines), delimiter=self.delimiter, strict=True)
+        self.header: list[str] = next(self._reader)
+        self.line_end = "\r\n" if first.endswith("\r\n") else "\n"
+        self._plain = [plain_name(cell) for cell in self.header]
+
+    def rows(self, until: float = math.inf) -> Iterator[tuple[int, list[str]]]:
+        """(physical line on which it starts, cells) of each row that is not blank and starts before a byte.
+
+        Raises BadTable.
+        """
+        lines = self.lines
         try:
-            for cells in self.reader:
-                line, end = end + 1, self.reader.line_num
+            while lines.at < until:
+                line = lines.number + 1
+                cells = next(self._reader, None)
+                if cells is None:
+                    return
                 if any(cells):
                     yield line, cells
         except csv.Error as e:
-            raise BadTable(self.path, f"is not CSV: {e}", line=self.reader.line_num) from e
+            raise BadTable(self.name, f"is not CSV: {e}", line=lines.number) from e
+
+    def find(self, name: str, sources: Sequence[str]) -> int:
+        """The position of a column: the first of its sources that the file has, and only then its own name.
+
+        Raises BadTable if the file has none of them, or has it twice.
+        """
+        for source in (*sources, name):
+            plain = plain_name(source)
+            at = [i for i, cell in enumerate(self._plain) if cell == plain]
+            if len(at) > 1:
+                places = " and ".join(str(i + 1) for i in at)
+                reason = f"header {self.header[at[0]]!r} stands twice, as columns {places}; rename one"
+                raise BadTable(self.name, reason, line=1)
+            if at:
+                return at[0]
+        wanted = " or ".join(repr(source) for source in (*sources, name))
+        near = nearest((*sources, name)[0], [cell.strip() for cell in self.header])
+        raise BadTable(self.name, f"no column for {name!r}: wanted {wanted}{near}", line=1)
+
+    def find_all(self, columns: Sequence[Feature | Target]) -> list[int]:
+        """The position of each column. Raises BadTable, also if two would be read from one: a feature that is the
+        target explains everything."""
+        found = [self.find(column.name, column.sources) for column in columns]
+        for j, at in enumerate(found):
+            if at in found[:j]:
+                names = f"{columns[found.index(at)].name!r} and {columns[j].name!r}"
+                reason = f"header {self.header[at]!r} would be taken for both {names}; give each its own"
+                raise BadTable(self.name, reason, line=1)
+        return found
+
+    def sha256(self) -> str:
+        """The hash of the whole file."""
+        file, digest = self.lines.file, hashlib.sha256()
+        file.seek(0)
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+        file.seek(self.lines.at)
+        return digest.hexdigest()
+
+    def find_day(self, sources: Sequence[str]) -> int | None:
+        present = [source for source in sources if plain_name(source) in self._plain]
+        return self.find(present[0], ()) if present else None
 
 
 @contextmanager
-def open_csv(path: Path) -> Iterator[_File]:
+def open_csv(source: Path | bytes | BinaryIO, name: str = "") -> Iterator[CsvFile]:
     """A CSV file, opened: UTF-8, with or without a mark, or else Windows-1252; with `,`, `;` or a tab between cells.
 
-    Raises BadTable, also from inside the block, for a file that cannot be read as one.
+    source: a path, a body in memory, or a binary file that can seek, which is read from its start and stays open.
+    name: what errors call it; else the path.
+    Raises BadTable for a file that cannot be read as one.
     """
-    try:
-        with path.open("rb") as file:
-            sha256, encoding = _examine(path, file)
-            file.seek(0)
-            lines = _Lines(path, file, encoding)
-            first = next(lines, "")
-            if not first.strip():
-                if first:
-                    raise BadTable(path, "is an empty line; wanted the header there", line=1)
-                raise BadTable(path, "is empty; wanted a header and rows below it")
-            reader = csv.reader(_and_then(first, lines), delimiter=_delimiter(first), strict=True)
-            yield _File(path, next(reader), reader, sha256, encoding)
-    except csv.Error as e:
-        raise BadTable(path, f"is not CSV: {e}", line=1) from e
-    except IsADirectoryError as e:
-        raise BadTable(path, "is a directory; give a CSV file") from e
-    except OSError as e:
-        raise BadTable(path, f"cannot be read: {e.strerror or e}") from e
+    called = name or (source if isinstance(source, Path) else "the table")
+    with ExitStack() as stack:
+        try:
+            if isinstance(source, Path):
+                file: BinaryIO = stack.enter_context(source.open("rb"))
+            else:
+                file = io.BytesIO(source) if isinstance(source, bytes) else source
+            opened = CsvFile(called, file)
+        except csv.Error as e:
+            raise BadTable(called, f"is not CSV: {e}", line=1) from e
+        except IsADirectoryError as e:
+            raise BadTable(called, "is a directory; give a CSV file") from e
+        except OSError as e:
+            raise _unreadable(called, e) from e
+        yield opened
+
+
+def read_rows(file: CsvFile, schema: Schema, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Chunk]:
+    """The rows of an opened file, for predicting: features and no target, in chunks of at most about `block_bytes`.
+
+    A column that no feature claims is ignored; blank rows are none.
+    Raises BadTable if a feature has no column, or where the file is not CSV.
+    """
+    for chunk in _chunks(file, schema.features, file.find_all(schema.features), block_bytes):
+        yield replace(chunk, X=schema.matrix(chunk.X))
 
 
 def read_table(
@@ -107,28 +207,28 @@ def read_table(
     columns: list[Feature | Target] = [*schema.features, schema.target]
     kept, days, started = array("d"), array("d"), array("q")
     faults: list[BadValue] = []
-    refused = seen = 0
+    refused = 0
     with open_csv(path) as file:
-        found = [find_column(path, file.header, column.name, column.sources) for column in columns]
-        _check_apart(path, file.header, columns, found)
-        day = _find_day(path, file.header, schema.date_sources)
-        for line, cells in file.rows():
-            seen += 1
-            if seen > max_rows:
+        found = file.find_all(columns)
+        day = file.find_day(schema.date_sources)
+        for chunk in _chunks(file, columns, found, BLOCK_BYTES):
+            kept.frombytes(chunk.X.tobytes())
+            started.frombytes(chunk.lines.tobytes())
+            if day is None:
+                days.extend([math.nan] * len(chunk.lines))
+            else:
+                days.extend(_day(cells[day]) if day < len(cells) else math.nan for cells in chunk.cells)
+            refused += len(chunk.refused)
+            for row in chunk.refused:
+                faults.extend(row.faults[: NAMED_FAULTS - len(faults)])
+            if len(started) + refused > max_rows:
+                line = next(line for index, line in _places(chunk) if index == max_rows)
                 raise BadTable(path, f"more than {max_rows:,} rows; raise training.max_rows to use them", line=line)
-            if advance and seen % 10_000 == 0:
-                advance(seen)
-            row = _accept(columns, found, cells, line, len(file.header))
-            if row and isinstance(row[0], BadValue):
-                refused += 1
-                faults.extend(fault for fault in row[: NAMED_FAULTS - len(faults)] if isinstance(fault, BadValue))
-                continue
-            kept.extend(number for number in row if isinstance(number, float))
-            started.append(line)
-            days.append(_day(cells[day]) if day is not None and day < len(cells) else math.nan)
+            if advance:
+                advance(len(started) + refused)
         if not started:
             why = f"; the first refusal: {faults[0]}" if faults else "; it has a header and nothing below it"
-            raise BadTable(path, f"no usable row in {seen}{why}")
+            raise BadTable(path, f"no usable row in {refused}{why}")
         rows = np.frombuffer(kept, dtype=np.float64).reshape(len(started), len(columns))
         return Table(
             path=path,
@@ -139,14 +239,92 @@ def read_table(
             taken={column.name: file.header[at].strip() for column, at in zip(columns, found, strict=True)},
             faults=tuple(faults),
             refused=refused,
-            sha256=file.sha256,
+            sha256=file.sha256(),
             encoding=file.encoding,
         )
 
 
+def _chunks(
+    file: CsvFile, columns: Sequence[Feature | Target], found: Sequence[int], block_bytes: int
+) -> Iterator[Chunk]:
+    """The rest of a file, X being one number per column.
+
+    A block of lines is accepted whole, at the speed of C, or judged row by row; only the judge refuses. Around what
+    is not accepted the blocks are small, and then grow again.
+    """
+    seen, size = 0, block_bytes
+    while block := file.lines.peek(size):
+        chunk = _accept(file, columns, found, block, seen)
+        if chunk:
+            size = min(2 * size, block_bytes)
+        elif size > _JUDGED_BYTES:
+            size = _JUDGED_BYTES
+            continue
+        else:
+            chunk = _judge(file, columns, found, len(block), seen)
+        if rows := len(chunk.cells) + len(chunk.refused):
+            seen += rows
+            yield chunk
+
+
 def _accept(
+    file: CsvFile, columns: Sequence[Feature | Target], found: Sequence[int], block: bytes, seen: int
+) -> Chunk | None:
+    """The chunk in a block of whole lines, if every row in it is whole, as wide as the header, and right in every
+    way; else None, with the file left where it was. Blank lines are fine."""
+    if len(block) >= LONGEST_LINE:
+        return None
+    try:
+        text = block.decode(file.encoding)
+        rows = list(csv.reader(io.StringIO(text, newline="\n"), delimiter=file.delimiter, strict=True))
+    except (csv.Error, UnicodeDecodeError):  # also for a block that ends within quotes
+        return None
+    ends = text.count("\n") + (not text.endswith("\n"))
+    lines = np.arange(len(rows), dtype=np.int64)
+    if len(rows) != ends:
+        lines[1:] = np.cumsum([1 + "".join(cells).count("\n") for cells in rows[:-1]])
+    widths = np.fromiter(map(len, rows), np.int64, len(rows))
+    if not widths.all():
+        lines, widths, rows = lines[widths > 0], widths[widths > 0], list(filter(None, rows))
+    if (widths != len(file.header)).any():
+        return None
+    X = np.empty((len(rows), len(columns)))
+    for j, (column, at) in enumerate(zip(columns, found, strict=True)):
+        numbers = column.accept_cells([cells[at] for cells in rows])
+        if numbers is None:
+            return None
+        X[:, j] = numbers
+    lines += file.lines.number + 1
+    file.lines.skip(len(block), ends)
+    return Chunk(X, np.arange(seen, seen + len(rows)), lines, rows, ())
+
+
+def _judge(file: CsvFile, columns: Sequence[Feature | Target], found: Sequence[int], size: int, seen: int) -> Chunk:
+    """The chunk in the next `size` bytes of a file, with everything that is wrong in it."""
+    X, index, lines = array("d"), array("q"), array("q")
+    accepted: list[list[str]] = []
+    refused: list[RefusedRow] = []
+    for i, (line, cells) in enumerate(file.rows(file.lines.at + size), seen):
+        row = _judge_row(columns, found, cells, line, len(file.header))
+        if isinstance(row, tuple):
+            refused.append(RefusedRow(i, line, row))
+            continue
+        X.extend(row)
+        index.append(i)
+        lines.append(line)
+        accepted.append(cells)
+    return Chunk(
+        np.array(X, dtype=np.float64).reshape(len(accepted), len(columns)),
+        np.array(index, dtype=np.int64),
+        np.array(lines, dtype=np.int64),
+        accepted,
+        tuple(refused),
+    )
+
+
+def _judge_row(
     columns: Sequence[Feature | Target], found: Sequence[int], cells: Sequence[str], line: int, width: int
-) -> list[float] | list[BadValue]:
+) -> list[float] | tuple[BadValue, ...]:
     """The numbers in a row's cells, one per column; or everything that is wrong with it."""
     numbers, wrong = [], []
     for column, at in zip(columns, found, strict=True):
@@ -161,42 +339,74 @@ def _accept(
     if any(cells[width:]):  # most often a comma inside a number, which moves every cell behind it
         reason = f"wanted nothing beyond the {width} columns of the header, got {show(cells[width])}"
         wrong.append(BadValue("line", line, str(width + 1), reason))
-    return wrong or numbers
+    return tuple(wrong) or numbers
+
+
+def _places(chunk: Chunk) -> Iterator[tuple[int, int]]:
+    """(index, line) of every row of a chunk, the accepted ones first."""
+    yield from zip(map(int, chunk.index), map(int, chunk.lines), strict=True)
+    yield from ((row.index, row.line) for row in chunk.refused)
 
 
 class _Lines:
-    """The physical lines of a file as text, each of bounded length."""
+    """The physical lines of a file as text, each of bounded length; `at` is the byte and `number` the line reached."""
 
-    def __init__(self, path: Path, file: BinaryIO, encoding: str) -> None:
-        self.path, self.file, self.encoding, self.number = path, file, encoding, 0
+    def __init__(self, name: Path | str, file: BinaryIO, encoding: str, *, start: int) -> None:
+        self.name, self.file, self.encoding, self.at, self.number = name, file, encoding, start, 0
+        file.seek(start)
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        line = self.file.readline(LONGEST_LINE)
+        try:
+            line = self.file.readline(LONGEST_LINE)
+        except OSError as e:
+            raise _unreadable(self.name, e) from e
         if not line:
             raise StopIteration
+        self.at += len(line)
         self.number += 1
         if len(line) == LONGEST_LINE:
-            raise BadTable(self.path, "longer than 1 MB; this is not a CSV file with one row a line", line=self.number)
-        if self.number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
-        return line.decode(self.encoding)
+            raise BadTable(self.name, "longer than 1 MB; this is not a CSV file with one row a line", line=self.number)
+        try:
+            return line.decode(self.encoding)
+        except UnicodeDecodeError as e:
+            raise BadTable(self.name, "changed while it was read", line=self.number) from e
+
+    def peek(self, size: int) -> bytes:
+        """The next lines, whole, of about so many bytes together, without moving on; empty at the end."""
+        try:
+            block = self.file.read(size)
+            if block and not block.endswith(b"\n"):
+                block += self.file.readline(LONGEST_LINE)
+            self.file.seek(self.at)
+        except OSError as e:
+            raise _unreadable(self.name, e) from e
+        return block
+
+    def skip(self, size: int, lines: int) -> None:
+        """Move on by so many bytes, which are so many lines."""
+        self.at, self.number = self.at + size, self.number + lines
+        self.file.seek(self.at)
 
 
-def _examine(path: Path, file: BinaryIO) -> tuple[str, str]:
-    """The sha256 of a file, and its encoding: read once, in pieces."""
-    digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
+def _unreadable(name: Path | str, error: OSError) -> BadTable:
+    return BadTable(name, f"cannot be read: {error.strerror or error}")
+
+
+def _examine(name: Path | str, file: BinaryIO) -> str:
+    """The encoding of a file, a property of the whole of it: read once, in pieces."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
     encoding, undefined = "utf-8", False
     first = True
+    file.seek(0)
     while piece := file.read(1 << 20):
         if first and piece.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise BadTable(path, "is UTF-16; save it as UTF-8 (a spreadsheet calls that 'CSV UTF-8')")
+            raise BadTable(name, "is UTF-16; save it as UTF-8 (a spreadsheet calls that 'CSV UTF-8')")
         if b"\0" in piece:
-            raise BadTable(path, "holds NUL bytes, so it is not a CSV file; save it as 'CSV UTF-8'")
+            raise BadTable(name, "holds NUL bytes, so it is not a CSV file; save it as 'CSV UTF-8'")
         first = False
-        digest.update(piece)
         if encoding == "utf-8":
             try:
                 decoder.decode(piece)
@@ -209,8 +419,8 @@ def _examine(path: Path, file: BinaryIO) -> tuple[str, str]:
         except UnicodeDecodeError:
             encoding = "cp1252"
     if encoding == "cp1252" and undefined:
-        raise BadTable(path, "is neither UTF-8 nor Windows-1252 text; save it as UTF-8")
-    return digest.hexdigest(), encoding
+        raise BadTable(name, "is neither UTF-8 nor Windows-1252 text; save it as UTF-8")
+    return encoding
 
 
 def _and_then(first: str, rest: Iterator[str]) -> Iterator[str]:
@@ -226,38 +436,6 @@ def _delimiter(header: str) -> str:
 def plain_name(name: str) -> str:
     """A header's name without case, repeated spaces, newlines and non-breaking spaces."""
     return " ".join(name.replace("\u00a0", " ").split()).casefold()
-
-
-def find_column(path: Path, header: Sequence[str], name: str, sources: Sequence[str]) -> int:
-    """The position of a column: the first of its sources that the file has, and only then its own name.
-
-    Raises BadTable if the file has none of them, or has it twice.
-    """
-    names = [plain_name(cell) for cell in header]
-    for source in (*sources, name):
-        at = [i for i, cell in enumerate(names) if cell == plain_name(source)]
-        if len(at) > 1:
-            places = " and ".join(str(i + 1) for i in at)
-            raise BadTable(path, f"header {header[at[0]]!r} stands twice, as columns {places}; rename one", line=1)
-        if at:
-            return at[0]
-    wanted = " or ".join(repr(source) for source in (*sources, name))
-    cells = [cell.strip() for cell in header]
-    raise BadTable(path, f"no column for {name!r}: wanted {wanted}{nearest((*sources, name)[0], cells)}", line=1)
-
-
-def _check_apart(path: Path, header: Sequence[str], columns: Sequence[Feature | Target], found: Sequence[int]) -> None:
-    """Raises BadTable if two columns would be read from one: a feature that is the target explains everything."""
-    for j, at in enumerate(found):
-        if at in found[:j]:
-            names = f"{columns[found.index(at)].name!r} and {columns[j].name!r}"
-            raise BadTable(path, f"header {header[at]!r} would be taken for both {names}; give each its own", line=1)
-
-
-def _find_day(path: Path, header: Sequence[str], sources: Sequence[str]) -> int | None:
-    names = {plain_name(cell) for cell in header}
-    present = [source for source in sources if plain_name(source) in names]
-    return find_column(path, header, present[0], ()) if present else None
 
 
 def _day(cell: str) -> float:

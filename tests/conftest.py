@@ -52,6 +52,58 @@ repeats = 1
 """
 
 
+MIXED = """
+[model]
+name = "mixed"
+target = "change"
+
+[[features]]
+name = "share"
+min = -1.0
+max = 1.0
+
+[[features]]
+name = "balance"
+
+[[features]]
+name = "people"
+type = "int"
+min = 0
+max = 50
+
+[[features]]
+name = "zone"
+type = "category"
+values = ["north", "South, west", "été \\"2\\""]
+
+[training]
+data = "mixed.csv"
+candidates = ["linear", "decision_tree"]
+champion = "linear"
+challenger = "decision_tree"
+folds = 2
+repeats = 1
+
+[scores]
+loss = "standardised_squared_error"
+accuracy = { within = 10.0 }
+"""
+ZONES = ("north", "South, west", 'été "2"')
+
+
+def write_mixed_table(path: Path) -> None:
+    """200 rows of every type of feature, and a target that can be negative."""
+    random = np.random.default_rng(0)
+    share, balance = random.uniform(-1, 1, 200), random.normal(0, 1e6, 200)
+    people, zone = random.integers(0, 51, 200), random.integers(0, 3, 200)
+    change = 40 * share + balance / 1e5 - people + 10 * zone
+    rows = zip(
+        share.tolist(), balance.tolist(), people.tolist(), [ZONES[i] for i in zone], change.tolist(), strict=True
+    )
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["share", "balance", "people", "zone", "change"], *rows])
+
+
 def write_made_table(path: Path) -> None:
     """600 rows: 276 alike, whose bags sum to 6091, and others that any tree parts from them."""
     random = np.random.default_rng(0)
@@ -122,6 +174,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = gleaner("train", "--metrics-port", "0", folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "train.out").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the store of a model of every type of feature; 1 is linear, the champion, and 2 a tree."""
+    folder = tmp_path_factory.mktemp("mixed")
+    (folder / "gleaner.toml").write_text(MIXED, encoding="utf-8")
+    write_mixed_table(folder / "mixed.csv")
+    done = gleaner("train", "--metrics-port", "0", folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 

@@ -15,22 +15,25 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 import numpy as np
-from flask import Flask, Response, request
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from flask import Response
+from prometheus_client import CollectorRegistry
 from werkzeug.exceptions import HTTPException
 
-from gleaner import __version__
-from gleaner.errors import BadBody, BadRows, NoModel, Overloaded, TooLarge, WrongType, nearest
+from gleaner.doors import TABLES, Bound
+from gleaner.errors import BadBody, BadRows, BadTable, NoModel, Overloaded, TooLarge, WrongType
+from gleaner.inference import HEADER_LENGTH
 from gleaner.logs import request_id
-from gleaner.metrics import Models, Traffic
+from gleaner.metrics import UNMATCHED, Models, Traffic
+from gleaner.routes import TOLD, Told, make_flask, protocol_error, route_of
+from gleaner.rows import Rows
+from gleaner.schema import Array, Schema
 from gleaner.settings import Serving
-from gleaner.slots import Loaded, Slots
-from gleaner.wire import JSON, PROBLEM, RowReader, problem, write_details, write_json, write_predictions
+from gleaner.slots import Slots
+from gleaner.wire import JSON, PROBLEM, RowReader, problem, write_predictions
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ StartResponse = Callable[[str, Headers], Any]
 # The one table from what went wrong to what HTTP calls it.
 _STATUS: Mapping[type[Exception], int] = {
     BadBody: 400,
+    BadTable: 400,
     TooLarge: 413,
     WrongType: 415,
     BadRows: 422,
@@ -55,6 +59,9 @@ _PIECE = 1 << 16
 # Two small requests at once are a seventh faster than many, which only pass Python's lock around. Large ones
 # have turns of their own, so that a few of them do not keep everybody else waiting.
 _SMALL_AT_ONCE, _SMALL_BODY = 2, 4_096
+# Tables of many megabytes: how many are taken in and computed at once, so that memory is bounded.
+_LARGE_AT_ONCE, _TABLES_AT_ONCE = 4, 2
+_HEADER_LENGTH = "HTTP_" + HEADER_LENGTH.upper().replace("-", "_")
 _RETRY_SECONDS: Mapping[type[Exception], str] = {Overloaded: "1", NoModel: "10"}
 
 
@@ -94,32 +101,30 @@ class Turns:
                 self._free += 1
 
 
-@dataclass(slots=True)
-class _Bound:
-    """A loaded version with the reader of its own schema."""
-
-    loaded: Loaded
-    reader: RowReader
-    version: str
-
-
 class App:
-    """The outer WSGI callable. `draining` is set when the service is told to stop."""
+    """The outer WSGI callable. `draining` is set when the service is told to stop.
 
-    def __init__(self, slots: Slots, serving: Serving, registry: CollectorRegistry) -> None:
-        self.slots, self.serving, self.registry = slots, serving, registry
+    schema: the columns that are described before there is a version; each version brings its own.
+    """
+
+    def __init__(
+        self, slots: Slots, serving: Serving, registry: CollectorRegistry, schema: Schema | None = None
+    ) -> None:
+        self.slots, self.serving, self.registry, self.schema = slots, serving, registry, schema
         self.draining = threading.Event()
-        self.flask = _make_flask(self)
+        self.flask = make_flask(self)
         self._paths = {f"/{slot}/predict": slot for slot in slots.aliases}
-        routes = [str(rule) for rule in self.flask.url_map.iter_rules()]
-        self.traffic = Traffic(slots.aliases, routes, registry)
+        self.traffic = Traffic(slots.aliases, {route_of(rule) for rule in self.flask.url_map.iter_rules()}, registry)
         Models(slots, registry)
-        self._bound: dict[str, _Bound] = {}
+        self._bound: dict[str, Bound] = {}
         busy = "too many requests are in flight"
         self._small = Turns(min(_SMALL_AT_ONCE, serving.max_in_flight), serving.queue_seconds, busy)
         self._large = Turns(serving.max_in_flight, serving.queue_seconds, busy)
         # Some threads stay free of slow bodies, so that health, metrics and refusals always find one.
-        self._reading = Turns(serving.threads - 100, 0, "too many bodies are being sent at once")
+        sending = "too many bodies are being sent at once"
+        self._reading = Turns(serving.threads - 100, 0, sending)
+        self._tables = Turns(_TABLES_AT_ONCE, serving.queue_seconds, busy)
+        self._uploads = Turns(_LARGE_AT_ONCE, 0, sending)
         self._prefix, self._ids = secrets.token_hex(5), itertools.count(1)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -130,6 +135,7 @@ class App:
         id_ = asked_id if asked_id is not None and _ID.fullmatch(asked_id) else own_id
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         slot = self._paths.get(path) if method == "POST" else None
+        told = Told(path if path in self.traffic.routes else UNMATCHED, slot, own_id)
         self.traffic.began()
         try:
             body = self._read_body(environ)
@@ -148,33 +154,38 @@ class App:
                     )
                     self.traffic.answered_prediction(slot, path, rows, time.perf_counter() - began)
                     return [content]
-            status, headers, content, rows = self._answer(environ, body, id_, own_id)
+            status, headers, content = self._answer(environ, body, id_, told)
             outcome = "success"
         except Exception as e:
-            status, headers, content = self._problem(e, id_)
-            outcome, rows = _OUTCOME.get(type(e), "invalid" if status < 500 else "error"), 0
+            status, headers, content = self._problem(e, id_, path)
+            outcome, told.rows = _OUTCOME.get(type(e), "invalid" if status < 500 else "error"), 0
         headers.append(("X-Request-Id", id_))
         seconds = time.perf_counter() - began
-        self.traffic.answered(method, path, str(status), seconds)
-        if slot is not None:
-            self.traffic.predicted(slot, outcome, rows, seconds)
+        self.traffic.answered(method, told.route, str(status), seconds)
+        if told.slot is not None:
+            self.traffic.predicted(told.slot, outcome, told.rows, seconds)
         start_response(_STATUS_LINE[status], headers)
         return [content]
 
-    def predict(self, slot: str, body: bytes) -> tuple[list[float], Loaded]:
-        """The predictions for a body of JSON, and the version that made them; the diagnosing path.
+    def compute(self, bound: Bound, body: bytes, read: Callable[[], Rows], *, partial: bool) -> tuple[Rows, Array]:
+        """(the rows that `read` finds in a body, the predictions for the accepted ones), in turn with other requests.
 
-        Raises NoModel, Overloaded, BadBody, TooLarge, BadRows.
+        Raises Overloaded, what `read` does, and BadRows for a refused row unless the rest is asked for.
         """
-        bound, lane = self._bind(slot), self._lane(body)
+        lane = self._lane(body)
         lane.take()
         try:
-            return bound.loaded.predictor.predict(bound.reader.read(body)).tolist(), bound.loaded
+            rows = read()
+            if not (partial and len(rows.X)):
+                rows.check()
+            return rows, bound.loaded.predictor.predict(rows.X)
         finally:
             lane.give()
 
     def _lane(self, body: bytes) -> Turns:
-        return self._small if len(body) <= _SMALL_BODY else self._large
+        if len(body) <= _SMALL_BODY:
+            return self._small
+        return self._large if len(body) <= self.serving.max_body_bytes else self._tables
 
     def is_ready(self) -> bool:
         """Whether requests should be sent here: the first slot answers, and the service is not stopping."""
@@ -182,7 +193,7 @@ class App:
 
     def _answer_fast(self, slot: str, body: bytes) -> tuple[bytes, str, int] | None:
         """(answer, version, rows) of a body that is right in every way; None for one to be diagnosed."""
-        bound, lane = self._bind(slot), self._lane(body)
+        bound, lane = self.bind(slot), self._lane(body)
         lane.take()
         try:
             rows = bound.reader.accept(body)
@@ -198,20 +209,20 @@ class App:
         finally:
             lane.give()
 
-    def _answer(self, environ: Environ, body: bytes, id_: str, own_id: str) -> tuple[int, Headers, bytes, int]:
-        """(status, headers, content, rows predicted) by Flask."""
+    def _answer(self, environ: Environ, body: bytes, id_: str, told: Told) -> tuple[int, Headers, bytes]:
+        """(status, headers, content) by Flask."""
         environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
         environ.pop("HTTP_TRANSFER_ENCODING", None)
         # werkzeug hands on a copy of the environment, so what comes back does so in an object of its own.
-        environ["gleaner.prediction_id"], environ["gleaner.rows"] = own_id, (rows := [0])
+        environ[TOLD] = told
         token = request_id.set(id_)
         try:
             response = Response.from_app(self.flask.wsgi_app, environ, buffered=True)
-            return response.status_code, list(response.headers), response.get_data(), rows[0]
+            return response.status_code, list(response.headers), response.get_data()
         finally:
             request_id.reset(token)
 
-    def _bind(self, slot: str) -> _Bound:
+    def bind(self, slot: str) -> Bound:
         """The slot's version at this moment, with its reader. Raises NoModel."""
         loaded, bound = self.slots.current[slot], self._bound.get(slot)
         if bound is not None and bound.loaded is loaded:
@@ -223,7 +234,7 @@ class App:
             raise NoModel(f"slot {slot} has no model: {known}")
         serving = self.serving
         reader = RowReader(loaded.manifest.schema, max_rows=serving.max_rows, max_depth=serving.max_depth)
-        bound = self._bound[slot] = _Bound(loaded, reader, str(loaded.version))
+        bound = self._bound[slot] = Bound(loaded, reader, str(loaded.version))
         return bound
 
     def _read_body(self, environ: Environ) -> bytes:
@@ -235,20 +246,31 @@ class App:
             raise WrongType("a compressed body is not read; send it as it is, without Content-Encoding")
         if encoding is not None and (length or encoding.strip().lower() != "chunked"):
             raise BadBody("wanted either Content-Length or Transfer-Encoding: chunked")
-        limit, expected = self.serving.max_body_bytes, None
+        limit, expected = self._limit(environ), None
         if encoding is None:
             if not (length.isascii() and length.isdigit()):
                 raise BadBody("Content-Length is not a number")
             expected = int(length[:20])
             if expected > limit:
                 raise TooLarge(f"{expected:,} bytes; one request takes {limit:,}")
-        self._reading.take()
+        is_large = (limit if expected is None else expected) > self.serving.max_body_bytes
+        turns = self._uploads if is_large else self._reading
+        turns.take()
         try:
             return _read_pieces(environ["wsgi.input"], expected, limit)
         finally:
-            self._reading.give()
+            turns.give()
 
-    def _problem(self, error: Exception, id_: str) -> tuple[int, Headers, bytes]:
+    def _limit(self, environ: Environ) -> int:
+        """The most bytes that a body may have: tables have more of them than JSON."""
+        path = environ["PATH_INFO"]
+        kind = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+        is_table = kind in TABLES and (path in self._paths or path == "/invocations")
+        if is_table or (_HEADER_LENGTH in environ and path.endswith("/infer")):
+            return self.serving.max_table_bytes
+        return self.serving.max_body_bytes
+
+    def _problem(self, error: Exception, id_: str, path: str) -> tuple[int, Headers, bytes]:
         """(status, headers, content) of what went wrong; nothing of our inside is shown."""
         headers: Headers = [("Content-Type", PROBLEM)]
         if isinstance(error, HTTPException):
@@ -261,8 +283,9 @@ class App:
             detail = f"an error of the service; its log has it under {id_}"
         if type(error) in _RETRY_SECONDS:
             headers.append(("Retry-After", _RETRY_SECONDS[type(error)]))
-        faults = error.faults if isinstance(error, BadRows) else ()
-        return status, headers, problem(status, HTTPStatus(status).phrase, detail, id_, faults)
+        errors = error.entries() if isinstance(error, BadRows) else []
+        more = protocol_error(path, status, "; ".join(_in_a_line(e) for e in errors[:3]) or detail)
+        return status, headers, problem(status, HTTPStatus(status).phrase, detail, id_, errors, **more)
 
 
 def _read_pieces(stream: Any, expected: int | None, limit: int) -> bytes:
@@ -286,79 +309,5 @@ def _read_pieces(stream: Any, expected: int | None, limit: int) -> bytes:
     return b"".join(pieces)
 
 
-def _make_flask(app: App) -> Flask:
-    """The routes. What they raise travels to the callable in front, which alone writes problems."""
-    flask = Flask("gleaner", static_folder=None)
-    flask.config.update(PROPAGATE_EXCEPTIONS=True, TRAP_HTTP_EXCEPTIONS=True)
-    flask.url_map.merge_slashes = False
-    started = time.time()
-
-    @flask.get("/")
-    def index() -> Response:
-        slots = {slot: f"/{slot}/predict" for slot in app.slots.aliases}
-        links = {name: f"/{name}" for name in ("health_status", "livez", "readyz", "metrics")}
-        return _json({"service": "gleaner", "version": __version__, "predict": slots, "links": links})
-
-    @flask.get("/health_status")
-    def health_status() -> Response:
-        slots = {slot: _slot(app, slot) for slot in app.slots.aliases}
-        faulty = any(state["fault"] for state in slots.values())
-        status = "unavailable" if not app.is_ready() else "degraded" if faulty else "ok"
-        body = {"status": status, "slots": slots, "uptime_seconds": round(time.time() - started, 3)}
-        return _json(body, 503 if status == "unavailable" else 200)
-
-    @flask.get("/livez")
-    def livez() -> Response:
-        return _json({"status": "ok"})
-
-    @flask.get("/readyz")
-    def readyz() -> Response:
-        if app.draining.is_set():
-            raise NoModel("the service is stopping")
-        if not app.is_ready():
-            app._bind(next(iter(app.slots.aliases)))
-        return _json({"status": "ok"})
-
-    @flask.get("/metrics")
-    def metrics() -> Response:
-        return Response(generate_latest(app.registry), content_type=CONTENT_TYPE_LATEST)
-
-    def predict(slot: str) -> Response:
-        detail = _read_query()
-        if request.mimetype != JSON:
-            raise WrongType(f"wanted Content-Type: {JSON}, got {request.mimetype or 'none'!r}")
-        predictions, loaded = app.predict(slot, request.get_data())
-        id_ = request.environ["gleaner.prediction_id"]
-        request.environ["gleaner.rows"][0] = len(predictions)
-        ids = [f"{id_}-{i}" for i in range(len(predictions))] if detail else []
-        content = write_details(predictions, loaded.version, ids) if detail else write_predictions(predictions)
-        return Response(
-            content, content_type=JSON, headers={"X-Model-Version": str(loaded.version), "X-Prediction-Id": id_}
-        )
-
-    for slot in app.slots.aliases:
-        flask.post(f"/{slot}/predict", endpoint=f"predict_{slot}", defaults={"slot": slot})(predict)
-    return flask
-
-
-def _read_query() -> bool:
-    """Whether `detail` is asked for. Raises BadBody for a parameter that there is not."""
-    for name in request.args:
-        if name != "detail":
-            raise BadBody(f"no such query parameter: {name[:60]!r}{nearest(name[:60], ['detail'])}")
-    value = request.args.get("detail", "false")
-    if value not in {"true", "false"}:
-        raise BadBody(f"detail is true or false, got {value[:60]!r}")
-    return value == "true"
-
-
-def _slot(app: App, slot: str) -> dict[str, object]:
-    loaded = app.slots.current[slot]
-    facts: dict[str, object] = {"alias": app.slots.aliases[slot], "version": None, "candidate": None}
-    if loaded:
-        facts |= {"version": loaded.version, "candidate": loaded.manifest.candidate, "run_id": loaded.manifest.run_id}
-    return {**facts, "fault": app.slots.faults.get(slot)}
-
-
-def _json(value: object, status: int = 200) -> Response:
-    return Response(write_json(value), status=status, content_type=JSON)
+def _in_a_line(entry: Mapping[str, object]) -> str:
+    return f"{entry['pointer']}: {entry['detail']}" if entry["pointer"] else str(entry["detail"])

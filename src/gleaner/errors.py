@@ -61,15 +61,24 @@ class BadBody(GleanerError):
 
 
 class BadRows(GleanerError):
-    """A body that is right JSON with wrong values; one entry per fault.
+    """A body that can be read, with wrong values; one entry per fault.
 
-    faults: (JSON pointer, what is wrong) pairs.
+    faults: (JSON pointer, what is wrong) pairs. lines: the line of each, where the body has lines.
     """
 
-    def __init__(self, faults: Sequence[tuple[str, str]], *, unnamed: int = 0) -> None:
+    def __init__(
+        self, faults: Sequence[tuple[str, str]], *, unnamed: int = 0, lines: Sequence[int | None] = ()
+    ) -> None:
         more = f", and {unnamed} more" if unnamed else ""
         super().__init__(f"{faults[0][1]}" if len(faults) == 1 and not unnamed else f"{len(faults)} faults{more}")
-        self.faults, self.unnamed = faults, unnamed
+        self.faults, self.unnamed, self.lines = faults, unnamed, lines or [None] * len(faults)
+
+    def entries(self) -> list[dict[str, object]]:
+        """One object per fault, as answers show them."""
+        return [
+            {"pointer": pointer, "detail": detail, **({} if line is None else {"line": line})}
+            for (pointer, detail), line in zip(self.faults, self.lines, strict=True)
+        ]
 
 
 class TooLarge(GleanerError):

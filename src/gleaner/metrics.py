@@ -25,6 +25,7 @@ STATUSES = ("success", "invalid", "error", "overloaded")
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 # What a route has answered is shown from 0 on, so that a first error is an increase.
 _KNOWN = ("200", "422", "500", "503")
+_PREDICTING = ("/predict", "/infer", "/invocations")
 
 
 class _Durations:
@@ -62,10 +63,11 @@ class Traffic(Collector):
         self._compute = {slot: _Durations() for slot in slots}
         self.in_progress = 0
         for route in self.routes:
-            for method in ("POST",) if route.endswith("/predict") else ("GET",):
-                self._durations[method, route] = _Durations()
-                for status in _KNOWN if route.endswith("/predict") else ("200", "500"):
-                    self._requests[method, route, status] = 0
+            does_predict = route.endswith(_PREDICTING)
+            for status in _KNOWN if does_predict else ("200", "500"):
+                self._requests["POST" if does_predict else "GET", route, status] = 0
+            if does_predict:
+                self._durations["POST", route] = _Durations()
         registry.register(self)
 
     def began(self) -> None:
@@ -95,11 +97,12 @@ class Traffic(Collector):
     def _count(self, method: str, route: str, status: str, seconds: float) -> None:
         key = (method, route, status)
         try:
+            durations = self._durations[method, route]
             self._requests[key] += 1
-            self._durations[method, route].add(seconds)
         except KeyError:
+            durations = self._durations.setdefault((method, route), _Durations())
             self._requests[key] = self._requests.get(key, 0) + 1
-            self._durations.setdefault((method, route), _Durations()).add(seconds)
+        durations.add(seconds)
 
     def _predicted(self, slot: str, status: str, rows: int, seconds: float) -> None:
         self._predictions[slot, status] += 1

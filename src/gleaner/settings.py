@@ -105,6 +105,8 @@ class Serving(_Section):
     poll_seconds: float = Field(0.5, gt=0, le=10, description="How often the store is looked at for a moved alias.")
     max_body_bytes: int = Field(1_000_000, ge=1_000, description="The largest body of JSON.")
     max_rows: int = Field(10_000, ge=1, description="The most rows in one request of JSON.")
+    max_table_bytes: int = Field(64_000_000, ge=1_000, description="The largest body of CSV, Arrow or binary tensors.")
+    max_table_rows: int = Field(1_000_000, ge=1, description="The most rows in one of them.")
     max_depth: int = Field(32, ge=2, le=200, description="The deepest nesting of JSON.")
     max_in_flight: int = Field(16, ge=1, description="Requests computed at once; more wait, then get a 503.")
     queue_seconds: float = Field(0.09, ge=0, le=5, description="How long a request waits for its turn.")

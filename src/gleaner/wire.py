@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
 
-from gleaner.errors import BadBody, BadRows, TooLarge
-from gleaner.schema import Array, Feature, Schema, show
-
-NAMED_FAULTS = 100
+from gleaner.errors import BadBody, TooLarge
+from gleaner.rows import Rows, judge_objects
+from gleaner.schema import Feature, Schema, show
 
 JSON, PROBLEM = "application/json", "application/problem+json"
 
@@ -55,34 +55,17 @@ class RowReader:
             return None
         return list(map(self._columns, rows))
 
-    def read(self, body: bytes) -> Array:
-        """The matrix (n, k) of a body.
+    def read(self, body: bytes) -> Rows:
+        """The rows of a body, each accepted or with what is wrong with it.
 
-        Raises BadBody where it is not strict JSON, TooLarge for more rows than are taken at once, and BadRows
-        with every fault (of the first hundred) for values that a column does not accept.
+        Raises BadBody where it is not strict JSON, TooLarge for more rows than are taken at once.
         """
         value = read_json(body, max_depth=self.max_depth)
-        rows, single = (value, False) if isinstance(value, list) else ([value], True)
-        if len(rows) > self.max_rows:
-            raise TooLarge(f"{len(rows):,} rows; one request takes {self.max_rows:,}, so send several")
-        accepted: list[Sequence[float]] = []
-        faults: list[tuple[str, str]] = []
-        unnamed = 0
-        for i, row in enumerate(rows):
-            start = "" if single else f"/{i}"
-            if not isinstance(row, dict):
-                found = [(start, f"wanted an object with {self._named()}, got {show(row)}")]
-            else:
-                numbers = self.schema.accept(row, i)
-                wrong = [fault for fault in numbers if not isinstance(fault, float)]
-                found = [(f"{start}/{_escape(fault.column)}", fault.reason) for fault in wrong]
-                if not found:
-                    accepted.append([number for number in numbers if isinstance(number, float)])
-            unnamed += max(0, len(faults) + len(found) - NAMED_FAULTS)
-            faults.extend(found[: NAMED_FAULTS - len(faults)])
-        if faults:
-            raise BadRows(faults, unnamed=unnamed)
-        return self.schema.matrix(accepted)
+        if not isinstance(value, list):
+            return dataclasses.replace(judge_objects(self.schema, [value]), is_single=True)
+        if len(value) > self.max_rows:
+            raise TooLarge(f"{len(value):,} rows; one request takes {self.max_rows:,}, so send several")
+        return judge_objects(self.schema, value)
 
     def _expand(self, row: Any) -> tuple[float, ...]:
         """The columns of a row with categories in it."""
@@ -90,9 +73,6 @@ class RowReader:
         for feature, value in zip(self.schema.features, msgspec.structs.astuple(row), strict=True):
             columns += [float(value == word) for word in feature.values] if feature.values else [value]
         return tuple(columns)
-
-    def _named(self) -> str:
-        return ", ".join(map(repr, self.schema.names))
 
 
 def _accepted(feature: Feature) -> Any:
@@ -111,27 +91,33 @@ def write_predictions(predictions: Sequence[float]) -> bytes:
     return _encode({"prediction": predictions})
 
 
-def write_details(predictions: Sequence[float], version: int, ids: Sequence[str]) -> bytes:
-    """The same, with the version and an id for each row."""
-    return _encode({"prediction": predictions, "prediction_id": list(ids), "version": [version] * len(ids)})
-
-
 def write_json(value: object) -> bytes:
     """JSON in ASCII, whatever a text in it holds; raises ValueError for a number that JSON has no word for."""
     return json.dumps(value, allow_nan=False).encode("ascii")
 
 
-def problem(status: int, title: str, detail: str, request_id: str, faults: Sequence[tuple[str, str]] = ()) -> bytes:
-    """A problem document, `application/problem+json`; `errors` as in the example of RFC 9457, section 3."""
+def problem(
+    status: int,
+    title: str,
+    detail: str,
+    request_id: str,
+    errors: Sequence[Mapping[str, object]] = (),
+    **more: str,
+) -> bytes:
+    """A problem document, `application/problem+json`; `errors` as in the example of RFC 9457, section 3.
+
+    more: extension members, for clients of a protocol that has its own word for an error.
+    """
     document: dict[str, object] = {
         "type": "about:blank",
         "title": title,
         "status": status,
         "detail": detail,
         "instance": f"urn:request:{request_id}",
+        **more,
     }
-    if faults:
-        document["errors"] = [{"pointer": pointer, "detail": text} for pointer, text in faults]
+    if errors:
+        document["errors"] = errors
     return write_json(document)
 
 
@@ -186,8 +172,3 @@ def _constant(name: str) -> NoReturn:
 def _integer(digits: str) -> int | float:
     # Python refuses to read very long integers; no column accepts one either.
     return int(digits) if len(digits) <= 400 else float(digits)
-
-
-def _escape(name: str) -> str:
-    """One part of a JSON pointer. Source: RFC 6901, section 3."""
-    return name.replace("~", "~0").replace("/", "~1")

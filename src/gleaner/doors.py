@@ -1,0 +1,145 @@
+"""The kinds of table that a slot takes: a body -> rows, and predictions -> an answer of the same kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gleaner.arrow import ARROW, Values, read_stream, write_stream
+from gleaner.errors import BadRows, BadTable, BadValue, TooLarge, WrongType
+from gleaner.rows import Rows, judge_columns
+from gleaner.schema import Array, Schema
+from gleaner.slots import Loaded
+from gleaner.tables import open_csv
+from gleaner.tables import read_rows as read_csv
+from gleaner.wire import JSON, RowReader, write_json, write_predictions
+
+CSV = "text/csv"
+KINDS = (JSON, CSV, ARROW)
+# The kinds that are large without being much to read: they have limits of their own.
+TABLES = frozenset({CSV, ARROW})
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A loaded version with the reader of its own schema."""
+
+    loaded: Loaded
+    reader: RowReader
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The predictions for the rows that were accepted, shape (m,), and what is told beside them.
+
+    detail: with the version and an id for each row. partial: with the reason for each row that was refused.
+    """
+
+    rows: Rows
+    predictions: Array
+    version: int
+    id: str
+    detail: bool
+    partial: bool
+
+    @property
+    def ids(self) -> list[str]:
+        return [f"{self.id}-{i}" for i in range(self.rows.count)]
+
+    def spread(self) -> Array:
+        """The predictions at their rows' positions, shape (n,); NaN where a row was refused."""
+        if not self.rows.faults:
+            return self.predictions
+        spread = np.full(self.rows.count, np.nan)
+        spread[self.rows.accepted] = self.predictions
+        return spread
+
+    def reasons(self) -> list[str | None]:
+        """For each row what is wrong with it, or None."""
+        reasons: list[str | None] = [None] * self.rows.count
+        for i, faults in self.rows.faults.items():
+            reasons[i] = "; ".join(map(str, faults))
+        return reasons
+
+
+def read_rows(kind: str, body: bytes, reader: RowReader, *, max_rows: int) -> Rows:
+    """The rows of a body of one of `KINDS`; `max_rows` is for `TABLES`, the reader knows that of JSON.
+
+    Raises WrongType for another kind, BadBody, BadTable or TooLarge for a body that cannot be read as one, and
+    BadRows where columns as a whole are wrong.
+    """
+    if kind == JSON:
+        return reader.read(body)
+    if kind == ARROW:
+        return judge_columns(reader.schema, *read_stream(body, max_rows=max_rows))
+    if kind == CSV:
+        return _read_csv(body, reader.schema, max_rows)
+    raise WrongType(f"wanted Content-Type: {', '.join(KINDS[:-1])} or {KINDS[-1]}, got {kind or 'none'!r}")
+
+
+def _read_csv(body: bytes, schema: Schema, max_rows: int) -> Rows:
+    with open_csv(body, "the body") as file:
+        try:
+            file.find_all(schema.features)
+        except BadTable as e:  # it can be read, and is another table
+            raise BadRows([("", e.reason)], lines=[e.line]) from e
+        count, pieces, faults = 0, [np.empty((0, len(schema.columns)))], dict[int, Sequence[BadValue]]()
+        for chunk in read_csv(file, schema):
+            count += len(chunk.X) + len(chunk.refused)
+            if count > max_rows:
+                raise TooLarge(f"more than {max_rows:,} rows; one request takes no more, so send several")
+            pieces.append(chunk.X)
+            faults.update({row.index: row.faults for row in chunk.refused})
+        return Rows(np.concatenate(pieces), count, faults)
+
+
+def write_answer(kind: str, answer: Answer) -> bytes:
+    """An answer in one of `KINDS`."""
+    if kind == ARROW:
+        return write_stream({"prediction": answer.spread(), **_more(answer)}, answer.rows.count)
+    if kind == CSV:
+        return _write_csv(answer)
+    return _write_json(answer)
+
+
+def _more(answer: Answer) -> dict[str, Values]:
+    """The columns beside the prediction."""
+    more: dict[str, Values] = {}
+    if answer.detail:
+        more["prediction_id"] = answer.ids
+        more["version"] = np.full(answer.rows.count, answer.version)
+    if answer.partial:
+        more["fault"] = answer.reasons()
+    return more
+
+
+def _write_json(answer: Answer) -> bytes:
+    if not (answer.detail or answer.partial):
+        return write_predictions(answer.predictions.tolist())
+    more: dict[str, Sequence[object]] = {}
+    if answer.detail:
+        more |= {"prediction_id": answer.ids, "version": [answer.version] * answer.rows.count}
+    if answer.partial:
+        more["errors"] = answer.rows.refusal().entries() if answer.rows.faults else []
+    return write_json({"prediction": [None if p != p else p for p in answer.spread().tolist()], **more})
+
+
+def _write_csv(answer: Answer) -> bytes:
+    """Lines of cells with CRLF behind each; a text is in quotes. Source: RFC 4180, section 2."""
+    columns: Mapping[str, Sequence[str]] = {
+        "prediction": ["" if p != p else repr(p) for p in answer.spread().tolist()],
+        **{
+            name: [str(v) for v in column.tolist()] if isinstance(column, np.ndarray) else list(map(_cell, column))
+            for name, column in _more(answer).items()
+        },
+    }
+    lines = [",".join(columns), *map(",".join, zip(*columns.values(), strict=True)), ""]
+    return "\r\n".join(lines).encode()
+
+
+def _cell(text: str | None) -> str:
+    """A text in quotes: none of ours begins with what a spreadsheet would take for a formula."""
+    return '"' + (text or "").replace('"', '""') + '"'

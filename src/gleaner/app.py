@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-import numpy as np
 from flask import Flask, Response, request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from werkzeug.exceptions import HTTPException
@@ -202,12 +201,9 @@ class App:
             if rows is None:
                 return None
             predictor = bound.loaded.predictor
-            predictions = (
-                [predictor.predict_row(rows[0])]
-                if len(rows) == 1
-                else predictor.predict(np.array(rows, dtype=np.float64).reshape(len(rows), predictor.width)).tolist()
-            )
-            return write_predictions(predictions), bound.version, len(rows)
+            if isinstance(rows, tuple):
+                return write_predictions([predictor.predict_row(rows[0])]), bound.version, 1
+            return write_predictions(predictor.predict(rows).tolist()), bound.version, len(rows)
         finally:
             lane.give()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import json
 import threading
@@ -17,7 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from werkzeug.test import Client, EnvironBuilder
 from werkzeug.wrappers import Response
 
-from gleaner.app import App
+from gleaner.app import App, Turns
+from gleaner.errors import Overloaded
 from gleaner.settings import Serving
 from gleaner.slots import Loaded, Slots
 from gleaner.store import Store
@@ -481,6 +483,81 @@ def test_slow_bodies_leave_threads_for_health_and_for_refusals(store):
     assert 200 == health.status_code
     assert (1, 10) == (count(app, "overloaded"), count(app, "invalid"))
     assert 200 == post(app).status_code
+
+
+def test_turns_are_handed_over_in_the_order_of_asking_and_not_to_who_gave_one_back():
+    turns, order = Turns(1, 10, "busy"), []
+
+    def ask(name: int) -> None:
+        turns.take()
+        order.append(name)
+        turns.give()
+
+    turns.take()
+    running = []
+    for name in range(5):
+        running.append(threading.Thread(target=ask, args=(name,), daemon=True))
+        running[-1].start()
+        while len(turns._waiting) <= name:
+            time.sleep(0.001)
+    turns.give()
+    ask(5)
+    for thread in running:
+        thread.join(10)
+
+    assert list(range(6)) == order
+
+
+def test_a_turn_that_is_given_back_just_before_its_giver_could_see_who_waits_is_taken():
+    class GivenBackMeanwhile(collections.deque[None]):
+        """None is free when it is asked for, and one is right after."""
+
+        def pop(self) -> None:
+            turns._free = collections.deque()
+            turns.give()
+            raise IndexError
+
+    turns = Turns(1, 0, "busy")
+    turns.take()
+    turns._free = GivenBackMeanwhile()
+
+    turns.take()
+
+    assert (0, 0) == (len(turns._free), len(turns._waiting))
+
+
+def test_no_turn_is_lost_and_none_is_given_twice_whatever_the_threads_do():
+    turns, lock = Turns(3, 0.002, "busy"), threading.Lock()
+    at_once, most, ends = 0, 0, {"done": 0, "turned away": 0}
+
+    def ask() -> None:
+        nonlocal at_once, most
+        for i in range(300):
+            try:
+                turns.take()
+            except Overloaded:
+                with lock:
+                    ends["turned away"] += 1
+                continue
+            with lock:
+                at_once += 1
+                most = max(most, at_once)
+            time.sleep(0.0005 * (i % 3))
+            with lock:
+                at_once -= 1
+                ends["done"] += 1
+            turns.give()
+
+    with threads(*[ask] * 20):
+        pass
+
+    assert (3, 0) == (most, at_once)
+    assert 20 * 300 == sum(ends.values())
+    assert all(ends.values())
+    for _ in range(3):
+        turns.take()
+    with pytest.raises(Overloaded, match="busy"):
+        turns.take()
 
 
 # Counts

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-import numpy as np
 from flask import Response
 from prometheus_client import CollectorRegistry
 from werkzeug.exceptions import HTTPException
@@ -69,22 +68,28 @@ class Turns:
     """A bounded number of turns, in the order of asking; who waits for one too long is turned away.
 
     In order, since a thread that gave its turn back would else take it again before one that waits is awake.
-    Measured with 256 clients, two turns and 50 ms: 43 in 100 requests were turned away without it, 2 in 100 with it.
+    Measured with 256 threads, two turns, 50 ms and 0.1 ms of work: of what is asked, 16 to 25 in 100 are turned away
+    by a `SimpleQueue` of turns, 32 to 36 by a `Semaphore`, 0.1 to 1 by this. A turn that nobody else wants costs 0.07
+    microseconds, of which a lock around a count made 0.3: to append to a deque and to pop from one are atomic.
     """
 
     def __init__(self, turns: int, wait_seconds: float, reason: str) -> None:
-        self._free, self._wait, self._reason = turns, wait_seconds, reason
+        self._wait, self._reason = wait_seconds, reason
+        self._free = collections.deque([None] * turns)
         self._lock, self._waiting = threading.Lock(), collections.deque[threading.Lock]()
 
     def take(self) -> None:
         """Raises Overloaded if no turn comes free in time; after success, call `give`."""
-        with self._lock:
-            if self._free:
-                self._free -= 1
+        if not self._waiting:
+            try:
+                self._free.pop()
                 return
-            gate = threading.Lock()
-            gate.acquire()
-            self._waiting.append(gate)
+            except IndexError:
+                pass
+        gate = threading.Lock()
+        gate.acquire()
+        self._waiting.append(gate)
+        self._hand_over()  # one that was given back before its giver could see us waiting
         if gate.acquire(timeout=self._wait):
             return
         with self._lock:
@@ -94,11 +99,18 @@ class Turns:
 
     def give(self) -> None:
         """Hand the turn to who has waited longest."""
+        self._free.append(None)
+        if self._waiting:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
         with self._lock:
-            if self._waiting:
+            while self._waiting:
+                try:
+                    self._free.pop()
+                except IndexError:
+                    return
                 self._waiting.popleft().release()
-            else:
-                self._free += 1
 
 
 class App:
@@ -200,12 +212,9 @@ class App:
             if rows is None:
                 return None
             predictor = bound.loaded.predictor
-            predictions = (
-                [predictor.predict_row(rows[0])]
-                if len(rows) == 1
-                else predictor.predict(np.array(rows, dtype=np.float64).reshape(len(rows), predictor.width)).tolist()
-            )
-            return write_predictions(predictions), bound.version, len(rows)
+            if isinstance(rows, tuple):
+                return write_predictions([predictor.predict_row(rows[0])]), bound.version, 1
+            return write_predictions(predictor.predict(rows).tolist()), bound.version, len(rows)
         finally:
             lane.give()
 

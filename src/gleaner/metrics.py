@@ -40,6 +40,10 @@ class _Durations:
         self.counts[bisect_left(BUCKETS, seconds)] += 1
         self.total += seconds
 
+    def join(self, other: _Durations) -> None:
+        self.counts = [own + others for own, others in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+
     def buckets(self) -> list[tuple[str, float]]:
         running, rows = 0, []
         for bound, count in zip((*map(str, BUCKETS), "+Inf"), self.counts, strict=True):
@@ -48,9 +52,20 @@ class _Durations:
         return rows
 
 
+class _Fast(_Durations):
+    """What the hot path has answered since the last scrape, for one slot."""
+
+    __slots__ = ("rows", "slot")
+
+    def __init__(self, slot: str) -> None:
+        super().__init__()
+        self.slot, self.rows = slot, 0
+
+
 class Traffic(Collector):
-    """What the service answered. One lock and plain numbers: a request costs 1.1 microseconds here,
-    where four metrics of prometheus_client, each with a lock of its own, cost 3.0.
+    """What the service answered. One lock and plain numbers: a prediction costs 0.3 microseconds here, since it is
+    counted once and becomes two counters and two histograms at the scrape. Four metrics of prometheus_client, each
+    with a lock of its own, cost 3.0.
     """
 
     def __init__(self, slots: Iterable[str], routes: Iterable[str], registry: CollectorRegistry) -> None:
@@ -61,7 +76,8 @@ class Traffic(Collector):
         self._predictions = {(slot, status): 0 for slot in slots for status in STATUSES}
         self._rows = dict.fromkeys(slots, 0)
         self._compute = {slot: _Durations() for slot in slots}
-        self.in_progress = 0
+        self._fast: dict[str, _Fast] = {}
+        self._begun: list[None] = []  # to append to a list and to pop from it are atomic, `+= 1` is not
         for route in self.routes:
             does_predict = route.endswith(_PREDICTING)
             for status in _KNOWN if does_predict else ("200", "500"):
@@ -70,16 +86,19 @@ class Traffic(Collector):
                 self._durations["POST", route] = _Durations()
         registry.register(self)
 
+    @property
+    def in_progress(self) -> int:
+        return len(self._begun)
+
     def began(self) -> None:
-        with self._lock:
-            self.in_progress += 1
+        self._begun.append(None)
 
     def answered(self, method: str, path: str, status: str, seconds: float) -> None:
         """Count one answer, and end its being in progress."""
         route = path if path in self.routes else UNMATCHED
         method = method if method in METHODS else "other"
+        self._begun.pop()
         with self._lock:
-            self.in_progress -= 1
             self._count(method, route, status, seconds)
 
     def predicted(self, slot: str, status: str, rows: int, seconds: float) -> None:
@@ -88,11 +107,28 @@ class Traffic(Collector):
             self._predicted(slot, status, rows, seconds)
 
     def answered_prediction(self, slot: str, path: str, rows: int, seconds: float) -> None:
-        """Count a prediction that succeeded and its request, under one lock: the hot path's two in one."""
+        """Count a prediction that succeeded and its request: the hot path's two in one."""
+        self._begun.pop()
+        bucket = bisect_left(BUCKETS, seconds)
         with self._lock:
-            self.in_progress -= 1
-            self._count("POST", path, "200", seconds)
-            self._predicted(slot, "success", rows, seconds)
+            try:
+                fast = self._fast[path]
+            except KeyError:
+                fast = self._fast[path] = _Fast(slot)
+            fast.counts[bucket] += 1
+            fast.total += seconds
+            fast.rows += rows
+
+    def _spread(self) -> None:
+        """Add what the hot path counted to all that shows it."""
+        for path, fast in self._fast.items():
+            key, slot, count = ("POST", path, "200"), fast.slot, sum(fast.counts)
+            self._requests[key] = self._requests.get(key, 0) + count
+            self._durations.setdefault(("POST", path), _Durations()).join(fast)
+            self._predictions[slot, "success"] += count
+            self._rows[slot] += fast.rows
+            self._compute[slot].join(fast)
+        self._fast.clear()
 
     def _count(self, method: str, route: str, status: str, seconds: float) -> None:
         key = (method, route, status)
@@ -128,6 +164,7 @@ class Traffic(Collector):
             labels=["model_version"],
         )
         with self._lock:
+            self._spread()
             by_status: dict[str, int] = {}
             for key, count in self._requests.items():
                 requests.add_metric(key, count)

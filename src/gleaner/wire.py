@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
+import numpy as np
 
 from gleaner.errors import BadBody, TooLarge
 from gleaner.rows import Rows, judge_objects
-from gleaner.schema import Feature, Schema, show
+from gleaner.schema import Array, Feature, Schema
 
 JSON, PROBLEM = "application/json", "application/problem+json"
 
@@ -40,20 +42,27 @@ class RowReader:
         row = msgspec.defstruct("Row", fields, rename=names, forbid_unknown_fields=True, gc=False)
         self._decode = msgspec.json.Decoder(row | list[row]).decode  # type: ignore[valid-type]
         self._row = row
-        self._width = len(fields)
+        self._width, self._k = len(fields), len(schema.columns)
         has_category = any(feature.values for feature in schema.features)
         self._columns = self._expand if has_category else msgspec.structs.astuple
 
-    def accept(self, body: bytes) -> list[tuple[float, ...]] | None:
-        """The rows of a body that is right in every way, k numbers each; None for one that `read` has to look at."""
+    def accept(self, body: bytes) -> tuple[tuple[float, ...]] | Array | None:
+        """The rows of a body that is right in every way, k numbers each; None for one that `read` has to look at.
+
+        One row is a tuple of numbers, more are a matrix (n, k): each as it is quickest predicted.
+        """
         try:
             decoded = self._decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
-        rows = [decoded] if decoded.__class__ is self._row else decoded
-        if len(rows) > self.max_rows or body.count(b":") != self._width * len(rows) or not self._is_plain:
+        rows = (decoded,) if decoded.__class__ is self._row else decoded
+        n = len(rows)
+        if body.count(b":") != self._width * n or n > self.max_rows or not self._is_plain:
             return None
-        return list(map(self._columns, rows))
+        if n == 1:
+            return (self._columns(rows[0]),)
+        numbers = itertools.chain.from_iterable(map(self._columns, rows))
+        return np.fromiter(numbers, np.float64, n * self._k).reshape(n, self._k)
 
     def read(self, body: bytes) -> Rows:
         """The rows of a body, each accepted or with what is wrong with it.

@@ -1,18 +1,30 @@
-"""The client against a real, tiny server, and against nothing."""
+"""The client against the real service, against tiny servers of its own, and against nothing."""
 
 from __future__ import annotations
 
+import datetime as dt
+import email.utils
 import json
 import logging
+import re
 import socket
+import struct
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import httpx
+import numpy as np
 import pytest
+from conftest import serving
+from prometheus_client.parser import text_string_to_metric_families
 
-from gleaner.client import Rejected, check
-from gleaner.errors import Unreachable
+from gleaner.client import Client, Rejected, _retry_after, check
+from gleaner.errors import BadValue, Refused, Unreachable
+from gleaner.predictor import Predictor
+from gleaner.store import Store
 
 ROUTE = {"time_spent": 30, "doors_in_route": 50, "assessed_value": 200000}
 ANSWER = {"prediction": [22.068840579710145]}
@@ -187,3 +199,366 @@ def test_a_host_that_is_none_is_unreachable(host):
 def test_an_address_of_ipv6_stands_in_brackets():
     with pytest.raises(Unreachable, match=r"^nothing answers at http://\[::1\]:1/v1/predict: "):
         check(ROUTE, host="::1", port=1)
+
+
+# Client, against the real service
+
+
+@pytest.fixture(scope="module")
+def service(trained):
+    with serving(trained) as running:
+        yield running
+
+
+@pytest.fixture
+def client(service):
+    with Client(service.url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def table(trained):
+    """20,001 rows of the columns' ranges, and the artifacts' own answers to them."""
+    X = np.random.default_rng(0).uniform((0, 0, 0), (1440, 10_000, 1e9), (20_001, 3))
+    store = Store(trained / ".gleaner" / "store")
+    return X, [Predictor(store.read(version)).predict(X) for version in (1, 2)]
+
+
+def requests_answered(service, slot: str = "v1", status: str = "success") -> float:
+    text = httpx.get(f"{service.url}/metrics").text
+    labels = {"model_version": slot, "status": status}
+    return next(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "model_prediction_requests_total" and sample.labels == labels
+    )
+
+
+def test_a_mapping_and_a_list_of_them_are_predicted(client):
+    one, two = client.predict(ROUTE), client.predict([ROUTE, {name: np.int64(n) for name, n in ROUTE.items()}])
+
+    assert (np.dtype(np.float64), (1,), (2,)) == (one.dtype, one.shape, two.shape)
+    assert [22.068840579710145] * 3 == [*one.tolist(), *two.tolist()]
+
+
+@pytest.mark.parametrize("slot", ["v1", "v2"])
+def test_an_array_is_predicted_to_the_bit_also_in_parts(client, service, table, slot):
+    X, answers = table
+    before = requests_answered(service, slot)
+
+    found = client.predict(X, columns=list(ROUTE), slot=slot)
+
+    assert answers[slot == "v2"].tobytes() == found.tobytes()
+    # 10,000 rows of these digits have more than a million bytes.
+    assert 3 == requests_answered(service, slot) - before
+
+
+def test_the_columns_of_an_array_stand_in_the_callers_order(client, table):
+    X, answers = table
+
+    found = client.predict(X[:100, ::-1], columns=list(ROUTE)[::-1])
+
+    assert answers[0][:100].tolist() == found.tolist()
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float32])
+def test_an_array_of_other_numbers_is_predicted(client, kind):
+    found = client.predict(np.array([[30, 50, 200]], dtype=kind), columns=list(ROUTE))
+
+    assert (
+        client.predict({"time_spent": 30.0, "doors_in_route": 50.0, "assessed_value": 200.0}).tolist() == found.tolist()
+    )
+
+
+def test_no_rows_have_no_predictions(client):
+    assert (0,) == client.predict([]).shape == client.predict(np.empty((0, 3)), columns=list(ROUTE)).shape
+
+
+def test_details_have_a_version_and_an_id_of_its_own_for_each_row(service):
+    with Client(service.url, max_rows=2) as client:
+        found = client.predict([ROUTE] * 5, slot="v2", detail=True)
+
+    assert (5,) == found.values.shape
+    assert [2] * 5 == found.versions.tolist()
+    assert 5 == len(set(found.ids))
+
+
+def test_a_refused_value_is_told_by_its_row_in_the_whole_table_and_not_sent_again(service):
+    rows = [ROUTE, ROUTE, ROUTE, ROUTE | {"time_spent": -1.0, "doors_in_rout": 3}]
+    before = requests_answered(service, status="invalid")
+
+    with Client(service.url, max_rows=3) as client, pytest.raises(Rejected) as caught:
+        client.predict(rows)
+
+    reason = "wanted a number from 0 to 1,440, got -1.0"
+    assert 422 == caught.value.status
+    assert {(3, "time_spent", reason), (3, "doors_in_rout", "no such column; did you mean 'doors_in_route'?")} == {
+        (fault.number, fault.column, fault.reason) for fault in caught.value.faults
+    }
+    assert str(caught.value).startswith("422: row 3, column ")
+    assert 1 == requests_answered(service, status="invalid") - before
+
+
+def test_a_slot_that_is_none_is_rejected(client):
+    with pytest.raises(Rejected, match="404") as caught:
+        client.predict(ROUTE, slot="v9")
+    assert ((), 404) == (caught.value.faults, caught.value.status)
+
+
+def test_a_number_that_is_none_is_refused_before_anything_is_sent(client, service):
+    before = requests_answered(service), requests_answered(service, status="invalid")
+    X = np.ones((12_000, 3))
+    X[11_000, 1] = np.nan
+
+    with pytest.raises(BadValue, match="row 11000, column 'doors_in_route': wanted a finite number, got nan"):
+        client.predict(X, columns=list(ROUTE))
+    for endless in (float("-inf"), np.float32("-inf")):
+        with pytest.raises(BadValue, match="row 1, column 'assessed_value': wanted a finite number, got -inf"):
+            client.predict([ROUTE, ROUTE | {"assessed_value": endless}])
+
+    assert before == (requests_answered(service), requests_answered(service, status="invalid"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "said"),
+    [
+        (np.ones((2, 3)), None, r"say columns=\[\.\.\.\]"),
+        (np.ones(3), list(ROUTE), r"wanted an array of shape \(n, 3\)"),
+        (np.ones((3, 2)), list(ROUTE), r"got \(3, 2\)"),
+        (np.ones((3, 3)), ["a", "a", "b"], "wanted an array of shape"),
+        (np.ones((1, 3), dtype=bool), list(ROUTE), "wanted an array of numbers, got one of bool"),
+        (np.array([["1", "2", "3"]]), list(ROUTE), "wanted an array of numbers"),
+        ([[1, 2, 3]], None, "row 0: wanted a mapping"),
+        ([ROUTE], list(ROUTE), "a mapping has its own"),
+    ],
+)
+def test_what_is_no_table_is_refused_with_what_would_be_one(client, rows, columns, said):
+    with pytest.raises(Refused, match=said):
+        client.predict(rows, columns=columns)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:5001", "ftp://127.0.0.1", "http://", "http://[::1"])
+def test_an_address_that_is_none_is_refused_at_once(url):
+    with pytest.raises(Refused, match="no address of a service, such as"):
+        Client(url)
+
+
+def test_many_threads_share_one_client(client, table):
+    X, answers = table
+    names = list(ROUTE)
+
+    with ThreadPoolExecutor(16) as threads:
+        found = list(threads.map(lambda i: client.predict(X[i : i + 3], columns=names).tolist(), range(300)))
+
+    assert [answers[0][i : i + 3].tolist() for i in range(300)] == found
+
+
+# Client, against a server that does as it is told
+
+
+class Unsteady:
+    """A server on a real socket. Each request gets the next of `turns`: "reset" before an answer, "cut" in the middle
+    of one, "silent" for none, or (status, headers) with the right predictions; the last turn is repeated.
+    """
+
+    def __init__(self, *turns: object) -> None:
+        self.turns, self.asked, self.times = list(turns), list[tuple[str, bytes]](), list[float]()
+        self.connections = 0
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self.ended = threading.Event()
+
+    def __enter__(self):
+        threading.Thread(target=self.accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
+    @property
+    def ids(self) -> list[str]:
+        return [id_ for id_, _ in self.asked]
+
+    def accept(self) -> None:
+        while not self.ended.is_set():
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self.answer, args=(connection,), daemon=True).start()
+
+    def answer(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as stream:
+            while line := stream.readline():
+                headers = {}
+                while line := stream.readline().strip():
+                    name, _, value = line.decode().partition(": ")
+                    headers[name.lower()] = value
+                body = stream.read(int(headers["content-length"]))
+                self.asked.append((headers["x-request-id"], body))
+                self.times.append(time.monotonic())
+                turn = self.turns.pop(0) if len(self.turns) > 1 else self.turns[0]
+                rows = json.loads(body)
+                answer = json.dumps({"prediction": [float(row["a"]) for row in rows]}).encode()
+                if turn == "reset":
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    return
+                if turn == "silent":
+                    self.ended.wait(30)
+                    return
+                if turn == "cut":
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + answer)
+                    return
+                status, more = turn
+                content = answer if status == 200 else b'{"detail": "not now"}'
+                lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(content)}", *more]
+                connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
+
+
+OK = (200, [])
+
+
+@pytest.mark.parametrize("fault", ["reset", "cut", (503, []), (429, []), (502, []), (504, [])])
+def test_what_was_not_answered_is_sent_again_under_the_same_id(fault):
+    with Unsteady(fault, fault, OK) as server, Client(server.url) as client:
+        found = client.predict([{"a": 7}, {"a": 0.1}])
+
+        again = client.predict({"a": 8})
+
+    assert [7.0, 0.1, 8.0] == [*found, *again]
+    assert 3 == server.ids.count(server.ids[0])
+    assert 2 == len(set(server.ids))
+    assert re.fullmatch("[A-Za-z0-9._-]{1,64}", server.ids[0])
+    assert 1 == len({body for _, body in server.asked[:3]})
+
+
+def test_each_part_of_a_table_has_an_id_that_it_keeps():
+    with Unsteady("reset", OK, (503, []), OK) as server, Client(server.url, max_rows=1) as client:
+        assert [1.0, 2.0] == client.predict([{"a": 1}, {"a": 2}]).tolist()
+
+    first, second = server.ids[0], server.ids[2]
+    assert [first, first, second, second] == server.ids
+    assert first != second
+
+
+def test_parts_stay_within_the_bytes_that_are_taken():
+    with Unsteady(OK) as server, Client(server.url, max_body_bytes=100) as client:
+        found = client.predict(np.arange(50.0)[:, None] / 7, columns=["a"])
+
+    assert (np.arange(50.0) / 7).tolist() == found.tolist()
+    assert {True} == {50 < len(body) <= 100 for _, body in server.asked[:-1]}
+
+
+def test_retry_after_is_waited_for():
+    with Unsteady((503, ["Retry-After: 1"]), OK) as server, Client(server.url) as client:
+        assert [1.0] == client.predict({"a": 1}).tolist()
+
+    assert server.times[1] - server.times[0] >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"),
+    [
+        ("120", 120, 120),
+        (email.utils.format_datetime(dt.datetime.now(dt.UTC) + dt.timedelta(hours=9)), 8 * 3600, 9 * 3600),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 0, 0),
+        ("Sun, 06 Nov 1994 08:49:37", 0, 0),
+        ("soon", 0, 0),
+        ("-5", 0, 0),
+        ("", 0, 0),
+        ("9" * 400, float("inf"), float("inf")),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(text, least, most):
+    assert least <= _retry_after(httpx.Response(503, headers={"Retry-After": text})) <= most
+
+
+def test_a_wait_that_is_longer_than_the_time_for_retries_is_not_begun():
+    with (
+        Unsteady((503, ["Retry-After: 60"])) as server,
+        Client(server.url) as client,
+        pytest.raises(Rejected, match="503: not now") as caught,
+    ):
+        client.predict({"a": 1})
+
+    assert [caught.value.request_id] == server.ids
+
+
+@pytest.mark.parametrize("turn", ["reset", (503, []), (503, ["Retry-After: soon"])])
+def test_retries_end_when_their_time_is_up(turn):
+    for seconds in (2, 0):
+        with (
+            Unsteady(turn) as server,
+            Client(server.url, retry_seconds=seconds) as client,
+            pytest.raises(Unreachable if turn == "reset" else Rejected),
+        ):
+            client.predict({"a": 1})
+
+        assert (len(server.ids) > 1) == (seconds > 0)
+        assert 1 == len(set(server.ids))
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 500, 307])
+def test_any_other_refusal_is_final(status):
+    with (
+        Unsteady((status, ["Retry-After: 0", "Location: /"]), OK) as server,
+        Client(server.url) as client,
+        pytest.raises(Rejected) as caught,
+    ):
+        client.predict({"a": 1})
+
+    assert status == caught.value.status
+    assert 1 == len(server.asked)
+
+
+def test_a_server_that_is_silent_is_given_up_on_in_time():
+    with (
+        Unsteady("silent") as server,
+        Client(server.url, timeout_seconds=0.3, retry_seconds=0) as client,
+        pytest.raises(Unreachable, match=r"tries: 1\): timed out"),
+    ):
+        client.predict({"a": 1})
+
+
+def test_a_slow_answer_is_asked_for_again_under_the_same_id():
+    with Unsteady("silent", OK) as server, Client(server.url, timeout_seconds=0.3) as client:
+        assert [5.0] == client.predict({"a": 5}).tolist()
+
+    assert [server.ids[0]] * 2 == server.ids
+
+
+def test_a_connection_is_kept_between_requests():
+    with Unsteady(OK) as server, Client(server.url) as client:
+        for _ in range(5):
+            client.predict({"a": 1})
+
+    assert (1, 5) == (server.connections, len(server.asked))
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"<html>", "is it Gleaner's"),
+        (b'{"prediction": ["1"]}', "is it Gleaner's"),
+        (b'{"prediction": [1.0, 2.0]}', "answered 2 numbers to 1 row"),
+        (b'{"prediction": [null]}', "is it Gleaner's"),
+    ],
+)
+def test_an_answer_that_is_no_prediction_is_no_prediction(server, body, said):
+    server.body = body
+    with Client(f"http://127.0.0.1:{server.server_port}/") as client, pytest.raises(Rejected, match=said):
+        client.predict(ROUTE)
+
+
+def test_where_nothing_listens_it_says_so_after_some_tries():
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+
+    with Client(url, retry_seconds=0.3) as client, pytest.raises(Unreachable) as caught:
+        client.predict(ROUTE)
+    assert str(caught.value).startswith(f"no answer from {url}/v1/predict (tries: ")
+    assert str(caught.value).endswith("; is `gleaner serve` running?")

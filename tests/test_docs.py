@@ -8,7 +8,7 @@ import re
 import click
 import httpx
 import pytest
-from conftest import ROOT, gleaner, serving
+from conftest import NUMBER, ROOT, gleaner, serving
 from prometheus_client import CollectorRegistry
 
 from gleaner import cli
@@ -51,6 +51,17 @@ def test_the_numbers_in_the_readme_are_those_of_the_sample():
     boosting = re.search(r"gradient_boosting +([\d.]+) +([\d.]+)", README)
 
     assert boosting[1][:4] in sample
+
+
+def test_the_readmes_python_runs_against_a_service(service):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict = {}
+
+    exec(code.replace("http://127.0.0.1:5001", service.url), names)
+
+    assert [NUMBER] == names["one"].tolist()
+    assert NUMBER == names["bags"][0]
+    assert (2,) == names["bags"].shape
 
 
 @pytest.fixture(scope="module")

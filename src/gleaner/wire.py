@@ -14,7 +14,7 @@ import numpy as np
 
 from gleaner.errors import BadBody, TooLarge
 from gleaner.rows import Rows, judge_objects
-from gleaner.schema import Array, Feature, Schema
+from gleaner.schema import Array, Feature, Schema, show
 
 JSON, PROBLEM = "application/json", "application/problem+json"
 

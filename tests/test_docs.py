@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 
 import click
 import httpx
@@ -18,6 +20,7 @@ from gleaner.settings import Settings, describe_settings
 README = (ROOT / "README.md").read_text()
 HTTP = (ROOT / "docs" / "http.md").read_text()
 METRICS = (ROOT / "docs" / "metrics.md").read_text()
+PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", HTTP, re.DOTALL)
 PAIRS = re.findall(r"```http\n(POST .*?)```\n\n```http\n(HTTP.*?)```", HTTP, re.DOTALL)
 
 
@@ -71,16 +74,17 @@ def service(trained, tmp_path_factory):
         yield running
 
 
-def test_there_are_examples_to_check():
-    assert len(PAIRS) == 3
+def test_there_are_examples_of_every_door():
+    assert len(PAIRS) == 8
+    assert len(PROGRAMS) == 2
 
 
 @pytest.mark.parametrize(("asked", "answered"), PAIRS, ids=[asked.splitlines()[0] for asked, _ in PAIRS])
 def test_every_example_of_http_is_answered_as_shown(service, asked, answered):
-    head, body = asked.split("\n\n", 1)
+    head, body = asked.replace("food-drive", "made").split("\n\n", 1)
     method, path = head.splitlines()[0].split()
     headers = dict(line.split(": ") for line in head.splitlines()[1:])
-    shown_head, shown_body = answered.split("\n\n", 1)
+    shown_head, shown_body = answered.replace("food-drive", "made").split("\n\n", 1)
 
     answer = httpx.request(method, service.url + path, content=body.strip(), headers=headers)
 
@@ -88,7 +92,18 @@ def test_every_example_of_http_is_answered_as_shown(service, asked, answered):
     for line in shown_head.splitlines()[1:]:
         name, value = line.split(": ")
         assert plain(value) == plain(answer.headers[name])
-    assert plain(json.loads(shown_body)) == plain(answer.json())
+    if "json" in answer.headers["Content-Type"]:
+        assert plain(json.loads(shown_body)) == plain(answer.json())
+    else:
+        assert plain(shown_body) == plain(answer.text.replace("\r\n", "\n"))
+
+
+@pytest.mark.parametrize(("program", "output"), PROGRAMS)
+def test_every_program_of_http_prints_what_is_shown(service, program, output):
+    here = program.replace("127.0.0.1:5001", f"127.0.0.1:{service.port}").replace("food-drive", "made")
+    done = subprocess.run([sys.executable, "-c", here], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (output, 0) == (done.stdout, done.returncode), done.stderr
 
 
 def plain(value):

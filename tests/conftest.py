@@ -117,6 +117,16 @@ def write_made_table(path: Path) -> None:
         csv.writer(file).writerows([["time_spent", "doors_in_route", "assessed_value", "bags"], *rows])
 
 
+def tool(name: str) -> str:
+    """The path of a program that no Python package brings. Without it a test is skipped, but fails under CI."""
+    path = shutil.which(name)
+    if path is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            f"{name} is not installed; on Debian: apt install {name}"
+        )
+    return path
+
+
 def gleaner(*arguments: object, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """A finished run of the command in a folder."""
     command = [sys.executable, "-m", "gleaner", *map(str, arguments)]

@@ -12,6 +12,7 @@ from gleaner import __version__
 from gleaner.arrow import ARROW
 from gleaner.doors import CSV
 from gleaner.inference import DATATYPES, HEADER_LENGTH, OUTPUT
+from gleaner.rows import escape
 from gleaner.schema import Feature, Schema
 from gleaner.settings import Serving
 from gleaner.wire import JSON, PROBLEM
@@ -59,7 +60,7 @@ def describe(
         },
         "components": {
             "schemas": {**rows, **_SCHEMAS},
-            "responses": {f"Problem{status}": _problem(status, text) for status, text in _PROBLEMS.items()},
+            "responses": {f"Problem{status}": _problem(status, text, first) for status, text in _PROBLEMS.items()},
             "headers": _HEADERS,
             "parameters": {
                 "requestId": {
@@ -329,7 +330,7 @@ def _problems(*statuses: int) -> Json:
     return {str(status): _ref("responses", f"Problem{status}") for status in statuses}
 
 
-def _problem(status: int, text: str) -> Json:
+def _problem(status: int, text: str, schema: Schema | None) -> Json:
     headers = {"X-Request-Id": _ref("headers", "X-Request-Id")}
     if status == 503:
         headers["Retry-After"] = _ref("headers", "Retry-After")
@@ -342,10 +343,10 @@ def _problem(status: int, text: str) -> Json:
         "detail": text,
         "instance": "urn:request:5f0c9a71d2-3",
     }
-    if status == 422:
-        example["errors"] = [
-            {"pointer": "/0/time_spent", "detail": "wanted a number of minutes from 0 to 1,440, got true"}
-        ]
+    if status == 422 and schema:
+        feature = schema.features[0]
+        fault = {"pointer": f"/0/{escape(feature.name)}", "detail": f"wanted {feature.wanted}, got true"}
+        example |= {"detail": fault["detail"], "errors": [fault]}
     content = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example}}
     return {"description": text, "headers": headers, "content": content}
 

@@ -262,7 +262,6 @@ def test_the_columns_of_an_array_stand_in_the_callers_order(client, table):
     assert answers[0][:100].tolist() == found.tolist()
 
 
-@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float32])
 def test_the_order_of_the_columns_is_the_services_own_where_none_is_said(client, table):
     X = table[0]
 
@@ -278,6 +277,7 @@ def test_a_service_that_does_not_name_its_columns_is_told_so(server):
         client.predict(np.ones((1, 3)))
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float32])
 def test_an_array_of_other_numbers_is_predicted(client, kind):
     found = client.predict(np.array([[30, 50, 200]], dtype=kind), columns=list(ROUTE))
 

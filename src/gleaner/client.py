@@ -138,8 +138,8 @@ class Client:
         """Predictions, shape (n,), to the very bit that the service computed.
 
         rows: a mapping by feature, a sequence of them, or an array of numbers, shape (n, k).
-        columns: the k features of an array, in the order of its columns; else that of the service's own schema, which is
-        asked for once. A category needs mappings.
+        columns: the k features of an array, in the order of its columns; else the order is the service's own, which
+        is asked for once. A category needs mappings.
         detail: give Predictions, which has the version and an id for each row, too.
         Raises BadValue for a number that is not finite, before anything is sent; Rejected if the service refuses,
         and Unreachable if it does not answer. A table that is sent in parts is predicted whole or not at all.

@@ -100,7 +100,7 @@ def train(
 
 def _train(settings: Settings, source: Path, *, linger: bool, as_json: bool) -> None:
     """One training, from the file to the aliases."""
-    from prometheus_client import CollectorRegistry
+    from prometheus_client import CollectorRegistry, ProcessCollector
 
     from gleaner.artifact import Artifact
     from gleaner.events import Chosen, Loaded
@@ -116,6 +116,7 @@ def _train(settings: Settings, source: Path, *, linger: bool, as_json: bool) -> 
     began = time.monotonic()
     registry = CollectorRegistry()
     metrics = TrainingMetrics(registry)
+    ProcessCollector(registry=registry)
     Resources([settings.state], registry)
     port = serve_metrics(registry, settings.serving.host, settings.ports.train_metrics, "ports.train_metrics")
     report = _Report(quiet=as_json)

@@ -73,6 +73,15 @@ def gleaner(*arguments: object, folder: Path, **environment: str) -> subprocess.
     )
 
 
+def tool(name: str) -> str:
+    """The path of a program of another package; under CI it is there, elsewhere a test without it is skipped."""
+    path = shutil.which(name)
+    if path is None:
+        missing = f"{name} is not installed: apt-get install --no-install-recommends prometheus prometheus-alertmanager"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+    return path
+
+
 @dataclass
 class Service:
     """A running `gleaner serve`."""

@@ -26,7 +26,7 @@ from gleaner.schema import Array, Feature, Schema, Target, show
 LONGEST_LINE = 1 << 20
 NAMED_FAULTS = 100
 BLOCK_BYTES = 1 << 17
-_JUDGED_BYTES = 1 << 13
+_JUDGED_BYTES = 1 << 11
 
 _DAY = re.compile(r"\s*(\d{4})-(\d{1,2})-(\d{1,2})(?!\d)", re.ASCII)
 

@@ -7,12 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up venv test lint bench bench-score docs lock clean
+.PHONY: help up venv test lint bench bench-score bench-peers docs lock clean
 
 help:
 	@echo 'make up [DATA=routes.csv] [ARGS="--champion spline"]   set up, train once, serve until Ctrl-C'
 	@echo 'make test [ARGS="-k schema"]                           set up and run the tests'
-	@echo 'make lint | bench | bench-score | docs | lock | clean'
+	@echo 'make lint | bench | bench-score | bench-peers | docs | lock | clean'
 
 up: venv
 	@$(BIN)/gleaner train --if-empty $(DATA) $(ARGS)
@@ -33,6 +33,9 @@ bench: venv
 
 bench-score: venv
 	@$(BIN)/python bench/scoring.py
+
+bench-peers: venv
+	@$(BIN)/python bench/comparison.py $(ARGS)
 
 # What the locks say, checked by hash. uv does it in seconds; where it cannot reach what pip is set up for, pip does.
 venv: $(VENV)/.made
@@ -63,5 +66,5 @@ lock: venv
 	  --custom-compile-command 'make lock' - --output-file requirements/uv.lock
 
 clean:
-	rm -rf $(VENV) .gleaner .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) .gleaner .gleaner-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from conftest import NUMBER, ROUTE, SETTINGS, write_made_table
-from onnx import helper
+from onnx import TensorProto, helper
 from sklearn.tree import DecisionTreeRegressor
 from threadpoolctl import threadpool_limits
 
@@ -155,6 +155,31 @@ def killing() -> bytes:
     graph = _Graph()
     _trees(graph, "rows", [_Tree(left, right, np.zeros(2 * n + 1, np.int64), threshold, np.ones(2 * n + 1))])
     return graph.as_model(3).SerializeToString()
+
+
+def tree_with_casts() -> bytes:
+    """The made tree as it was exported at first: rounded to float32 and floored by operators of their own."""
+    tree = fitted("decision_tree").estimator.tree_
+    graph = _Graph()
+    single = graph.add("Cast", "float32_rows", "rows", to=TensorProto.FLOAT)
+    rounded = graph.add("Cast", "rounded_rows", single, to=TensorProto.DOUBLE)
+    grown = _Tree(tree.children_left, tree.children_right, tree.feature, tree.threshold, tree.value.ravel())
+    graph.add("Max", "floored", _trees(graph, rounded, [grown]), graph.constant("floor", 0.0))
+    return graph.as_model(3).SerializeToString()
+
+
+def beside_thresholds() -> Array:
+    """Rows with a column at, or a step of either precision beside, what the made tree compares it with."""
+    tree, rows = fitted("decision_tree").estimator.tree_, []
+    for column, threshold in zip(tree.feature, tree.threshold, strict=True):
+        if column >= 0:
+            single = np.float32(threshold)
+            near = [np.nextafter(single, np.float32(way)) for way in (-np.inf, np.inf)]
+            middles = [(np.float64(single) + np.float64(each)) / 2 for each in near]
+            for value in (threshold, single, *near, *middles):
+                for exact in (value, np.nextafter(np.float64(value), -np.inf), np.nextafter(np.float64(value), np.inf)):
+                    rows.append([exact if j == column else ROW[j] for j in range(3)])
+    return np.array(rows, dtype=np.float64)
 
 
 def of_two_columns() -> bytes:

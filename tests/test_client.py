@@ -262,6 +262,21 @@ def test_the_columns_of_an_array_stand_in_the_callers_order(client, table):
     assert answers[0][:100].tolist() == found.tolist()
 
 
+def test_the_order_of_the_columns_is_the_services_own_where_none_is_said(client, table):
+    X = table[0]
+
+    assert client.predict(X, columns=list(ROUTE)).tobytes() == client.predict(X).tobytes()
+    assert tuple(ROUTE) == client.columns("v2")
+
+
+def test_a_service_that_does_not_name_its_columns_is_told_so(server):
+    with (
+        Client(f"http://127.0.0.1:{server.server_port}") as client,
+        pytest.raises(Rejected, match="does not name the columns"),
+    ):
+        client.predict(np.ones((1, 3)))
+
+
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float32])
 def test_an_array_of_other_numbers_is_predicted(client, kind):
     found = client.predict(np.array([[30, 50, 200]], dtype=kind), columns=list(ROUTE))
@@ -323,7 +338,7 @@ def test_a_number_that_is_none_is_refused_before_anything_is_sent(client, servic
 @pytest.mark.parametrize(
     ("rows", "columns", "said"),
     [
-        (np.ones((2, 3)), None, r"say columns=\[\.\.\.\]"),
+        (np.ones((2, 4)), None, r"wanted an array of shape \(n, 3\) for time_spent, doors_in_route, assessed_value"),
         (np.ones(3), list(ROUTE), r"wanted an array of shape \(n, 3\)"),
         (np.ones((3, 2)), list(ROUTE), r"got \(3, 2\)"),
         (np.ones((3, 3)), ["a", "a", "b"], "wanted an array of shape"),

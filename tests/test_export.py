@@ -97,12 +97,15 @@ tables = st.builds(
 
 
 def beside(values: Array) -> Array:
-    """Each value, and its neighbours to either side among the float64 and among the float32 numbers."""
+    """Each value, its neighbours to either side among the float64 and among the float32 numbers, and what lies around
+    half way between these, where a float64 number begins to be rounded to the other one."""
     values = values[np.isfinite(values)]
     single = values.astype(np.float32)
     singles = [single, *(np.nextafter(single, np.float32(way)) for way in (-np.inf, np.inf))]
-    doubles = [values, *(np.nextafter(values, way) for way in (-np.inf, np.inf))]
-    return np.concatenate([*doubles, *(each.astype(np.float64) for each in singles)])
+    middle, below, above = (each.astype(np.float64) for each in singles)
+    singly = [values, (below + middle) / 2, (middle + above) / 2]
+    doubles = [np.nextafter(each, way) for each in singly for way in (-np.inf, np.inf)]
+    return np.concatenate([*singly, *doubles, below, middle, above])
 
 
 def questions(X: Array, edges: dict[int, Array]) -> Array:

@@ -14,7 +14,7 @@ import pytest
 from gleaner import predictor
 from gleaner.artifact import read_artifact
 from gleaner.errors import BadArtifact
-from gleaner.predictor import Predictor, check_golden, selftest
+from gleaner.predictor import ENGINE, Predictor, check_golden, selftest
 
 EXACT = ("decision_tree", "random_forest")
 
@@ -108,6 +108,37 @@ def test_a_predictor_outlives_the_files_it_was_made_of(tmp_path):
     shutil.rmtree(folder)
 
     assert made.NUMBER == asked.predict_row(made.ROW)
+
+
+# What answers a row alone
+
+
+def test_a_tree_is_walked_in_python_and_everything_else_is_left_to_the_engine(candidate):
+    expected = "python" if candidate == "decision_tree" else ENGINE
+
+    assert expected == Predictor(made.artifact(candidate)).row_engine
+
+
+@pytest.mark.parametrize("wrong", [7.0, (0, 30.0, 1.0, 2.0), (0, 30.0, float("nan"), 2.0)])
+def test_a_tree_that_does_not_answer_as_the_engine_does_is_not_walked(monkeypatch, wrong):
+    monkeypatch.setattr(predictor, "read_tree", lambda _: wrong)
+
+    asked = Predictor(made.artifact("decision_tree"))
+
+    assert ENGINE == asked.row_engine
+    assert made.NUMBER == asked.predict_row(made.ROW)
+
+
+def test_a_tree_with_its_rounding_and_its_floor_as_operators_is_served_as_before(tmp_path):
+    before = made.rewrite(made.copy(made.artifact("decision_tree"), tmp_path / "before"), made.tree_with_casts())
+    rows = np.concatenate([made.questions(300), made.beside_thresholds()])
+
+    selftest(before)
+    then, now = Predictor(read_artifact(before)), Predictor(made.artifact("decision_tree"))
+
+    assert (ENGINE, "python") == (then.row_engine, now.row_engine)
+    assert bits(then.predict(rows)) == bits(now.predict(rows)) == bits([now.predict_row(row) for row in rows.tolist()])
+    assert bits([then.predict_row(row) for row in rows.tolist()]) == bits(now.predict(rows))
 
 
 # Models that are refused

@@ -222,12 +222,12 @@ def check_operators(folder: Path) -> None:
     Raises BadArtifact.
     """
     try:
-        for number, graph in _members((folder / MODEL).read_bytes()):
+        for number, graph in members((folder / MODEL).read_bytes()):
             if number == _FUNCTIONS:
                 raise BadArtifact(folder, "operator", f"{MODEL} defines functions of its own")
             if number != _GRAPH:
                 continue
-            for kind, part in _members(graph):
+            for kind, part in members(graph):
                 if kind == _NODE:
                     _check_node(folder, part)
                 elif kind == _INITIALIZER:
@@ -241,16 +241,16 @@ def check_operators(folder: Path) -> None:
 def _check_node(folder: Path, node: memoryview) -> None:
     # Every one that is stated: which of two counts depends on the reader, so none may be outside the list.
     operators, domains = (
-        {bytes(value).decode("ascii", "replace") for number, value in _members(node) if number == wanted}
+        {bytes(value).decode("ascii", "replace") for number, value in members(node) if number == wanted}
         for wanted in (_OP_TYPE, _DOMAIN)
     )
     if not operators or not operators <= OPERATORS or not domains <= {"", "ai.onnx", "ai.onnx.ml"}:
         operator = ", ".join(sorted(operators - OPERATORS or operators))
         raise BadArtifact(folder, "operator", f"{MODEL} uses the operator {operator!r}, which no export of ours emits")
-    for number, attribute in _members(node):
+    for number, attribute in members(node):
         if number != _ATTRIBUTE:
             continue
-        for kind, part in _members(attribute):
+        for kind, part in members(attribute):
             if kind in {_SUBGRAPH, _SUBGRAPHS}:
                 raise BadArtifact(folder, "operator", f"{MODEL} holds a graph inside {operators.pop()!r}")
             if kind in {_TENSOR, _TENSORS}:
@@ -258,12 +258,12 @@ def _check_node(folder: Path, node: memoryview) -> None:
 
 
 def _check_tensor(folder: Path, tensor: memoryview) -> None:
-    for number, value in _members(tensor):
+    for number, value in members(tensor):
         if number == _EXTERNAL or (number == _LOCATION and bytes(value) != b"\0"):
             raise BadArtifact(folder, "operator", f"{MODEL} keeps data outside its file")
 
 
-def _members(message: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
+def members(message: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
     """(field number, content) of each member of a protobuf message; a varint's content is its bytes.
 
     Raises IndexError or ValueError where the bytes are no message.
@@ -289,6 +289,14 @@ def _members(message: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
         if at > len(view):
             raise IndexError
         yield tag >> 3, view[start:at]
+
+
+def varints(content: memoryview) -> Iterator[int]:
+    """The whole numbers in the content of a member, one or many."""
+    at = 0
+    while at < len(content):
+        value, at = _varint(content, at)
+        yield value
 
 
 def _varint(view: memoryview, at: int) -> tuple[int, int]:

@@ -201,7 +201,7 @@ def serve(
     PlatformCollector(registry=registry)
     Resources([settings.state], registry)
     slots = Slots(Store(settings.store), settings.serving.slots)
-    app = App(slots, settings.serving, registry)
+    app = App(slots, settings.serving, registry, settings.schema_)
     metrics_at = serve_metrics(registry, settings.serving.host, settings.ports.ml_app_metrics, "ports.ml_app_metrics")
     slots.refresh()
     stop = threading.Event()

@@ -87,6 +87,7 @@ class Client:
     ) -> None:
         self.url, self.retry_seconds = url.rstrip("/"), retry_seconds
         self.max_rows, self.max_body_bytes = max_rows, max_body_bytes
+        self._columns: dict[str, tuple[str, ...]] = {}
         try:
             where = httpx.URL(self.url)
             if where.scheme not in {"http", "https"} or not where.host:
@@ -137,11 +138,14 @@ class Client:
         """Predictions, shape (n,), to the very bit that the service computed.
 
         rows: a mapping by feature, a sequence of them, or an array of numbers, shape (n, k).
-        columns: the k features of an array, in the order of its columns; a category needs mappings.
+        columns: the k features of an array, in the order of its columns; else the order is the service's own, which
+        is asked for once. A category needs mappings.
         detail: give Predictions, which has the version and an id for each row, too.
         Raises BadValue for a number that is not finite, before anything is sent; Rejected if the service refuses,
         and Unreachable if it does not answer. A table that is sent in parts is predicted whole or not at all.
         """
+        if isinstance(rows, np.ndarray) and columns is None:
+            columns = self.columns(slot)
         parts = list(self._parts(list(_encoded(rows, columns))))
         answers = [self._ask(slot, detail, start, part) for start, part in parts]
         values = np.array([value for answer in answers for value in answer.prediction], dtype=np.float64)
@@ -149,6 +153,23 @@ class Client:
             return values
         versions = np.array([version for answer in answers for version in answer.version], dtype=np.int64)
         return Predictions(values, versions, tuple(id_ for answer in answers for id_ in answer.prediction_id))
+
+    def columns(self, slot: str = "v1") -> tuple[str, ...]:
+        """The features of the version in a slot, in its order: what the service says when first asked.
+
+        Raises Unreachable if it does not answer, Rejected if it has no version there.
+        """
+        if slot not in self._columns:
+            url = f"{self.url}/openapi.json"
+            try:
+                document = self._http.get(url).json()
+                names = document["components"]["schemas"][f"Row_{slot}"]["required"]
+            except httpx.TransportError as e:
+                raise Unreachable(f"no answer from {url}: {e}; is `gleaner serve` running?") from e
+            except (ValueError, LookupError, TypeError) as e:
+                raise Rejected(200, f"{url} does not name the columns of {slot!r}; say columns=[...]") from e
+            self._columns[slot] = tuple(map(str, names))
+        return self._columns[slot]
 
     def _parts(self, rows: list[bytes]) -> Iterator[tuple[int, list[bytes]]]:
         """(number of the first row, rows) of each request, within what the service takes in one."""
@@ -192,7 +213,7 @@ class Client:
 def _encoded(rows: Row | Sequence[Row] | NDArray[Any], columns: Sequence[str] | None) -> Iterator[bytes]:
     """Each row as a JSON object. Raises BadValue for a number that JSON has no word for."""
     if isinstance(rows, np.ndarray):
-        yield from map(msgspec.json.encode, _named(rows, columns))
+        yield from map(msgspec.json.encode, _named(rows, columns or ()))
         return
     if columns is not None:
         raise Refused("columns are the names of an array's columns; a mapping has its own")
@@ -206,10 +227,8 @@ def _encoded(rows: Row | Sequence[Row] | NDArray[Any], columns: Sequence[str] | 
         yield msgspec.json.encode(plain)
 
 
-def _named(X: NDArray[Any], columns: Sequence[str] | None) -> Iterator[dict[str, float]]:
+def _named(X: NDArray[Any], columns: Sequence[str]) -> Iterator[dict[str, float]]:
     """The rows of an array under the names of their columns."""
-    if columns is None:
-        raise Refused("an array has no names: say columns=[...], the features in the order of its columns")
     if X.ndim != 2 or X.shape[1] != len(columns) or len(set(columns)) != len(columns):
         raise Refused(f"wanted an array of shape (n, {len(columns)}) for {', '.join(columns)}; got {X.shape}")
     if X.dtype.kind not in "iuf":

@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from gleaner.allocator import release
 from gleaner.artifact import INPUT, OUTPUT, Artifact, check_operators, read_artifact
 from gleaner.errors import BadArtifact
 from gleaner.schema import Array
+from gleaner.trees import corners, read_tree, walk
 
 ENGINE = f"onnxruntime {onnxruntime.__version__}"
 SELFTEST_SECONDS = 30.0
@@ -49,23 +50,38 @@ class Predictor:
         self._session = session
         self._pack = struct.Struct(f"{self.width}d").pack_into
         self._own = threading.local()
+        self.row_engine, self.predict_row = self._choose(artifact)
 
     def predict(self, X: Array) -> Array:
         """Predictions, shape (n,), in the target's unit, for accepted rows X, shape (n, k).
 
         Raises ArithmeticError if one is not finite: then the model is at fault, and no number is better than it.
         """
-        answer: Array = self._session.run([OUTPUT], {INPUT: X})[0][:, 0]
+        answer = self._run(X)
         if not np.isfinite(answer).all():
             raise ArithmeticError("the model's answer is not finite")
         return answer
 
-    def predict_row(self, row: Sequence[float]) -> float:
-        """The prediction for one row of k accepted numbers; the same as `predict` gives, without making arrays.
+    def _choose(self, artifact: Artifact) -> tuple[str, Callable[[Sequence[float]], float]]:
+        """What answers one row of k accepted numbers, and its name; the same to the bit as `predict` gives.
 
-        Each thread fills a buffer of its own, to which the engine was bound once.
-        Raises ArithmeticError as `predict` does.
+        For a model that is one tree, Python: it takes a tenth of the engine's time, and keeps its lock. Once it has
+        given the engine's own answers to the golden rows and on both sides of every threshold.
         """
+        tree = read_tree(artifact.model.read_bytes())
+        if tree is not None:
+            answer, rows = walk(tree), [*artifact.manifest.golden.rows, *corners(tree, self.width)]
+            answers = np.array([answer(row) for row in rows])
+            if np.isfinite(answers).all() and answers.tobytes() == self._run(np.array(rows)).tobytes():
+                return "python", answer
+        return ENGINE, self._run_row
+
+    def _run(self, X: Array) -> Array:
+        answer: Array = self._session.run([OUTPUT], {INPUT: X})[0][:, 0]
+        return answer
+
+    def _run_row(self, row: Sequence[float]) -> float:
+        """Without making arrays: each thread fills a buffer of its own, to which the engine was bound once."""
         try:
             own = self._own.bound
         except AttributeError:

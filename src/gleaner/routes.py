@@ -147,8 +147,12 @@ def _add_invocations(flask: Flask, service: Service) -> None:
         def read() -> Rows:
             if kind == CSV:
                 return read_rows(kind, body, bound.reader, max_rows=serving.max_table_rows)
+            schema, max_rows = bound.reader.schema, serving.max_rows
+            accepted = invocations.accept_invocation(schema, body, max_rows=max_rows)
+            if accepted is not None:
+                return accepted
             value = read_json(body, max_depth=serving.max_depth)
-            return invocations.read_invocation(bound.reader.schema, value, max_rows=serving.max_rows)
+            return invocations.read_invocation(schema, value, max_rows=max_rows)
 
         _, predictions = service.compute(bound, body, read, partial=False)
         told.rows = len(predictions)

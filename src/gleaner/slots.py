@@ -78,6 +78,7 @@ class Slots:
         self.current[slot] = loaded
         self._settle(slot)
         facts = {"slot": slot, "version": version, "candidate": loaded.manifest.candidate}
+        facts["engine"] = loaded.predictor.row_engine
         log.info("model loaded", extra={**facts, "previous": previous.version if previous else None})
 
     def _ready(self, version: int) -> Loaded:

@@ -25,6 +25,7 @@ lint: venv
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@tests/lint_rules.sh
 
 bench: venv
 	@$(BIN)/python bench/serving.py
@@ -46,10 +47,11 @@ $(VENV)/.made: pyproject.toml requirements/uv.lock requirements/dev.lock
 
 docs: venv
 	@$(BIN)/gleaner config describe > docs/settings.md
+	@$(BIN)/gleaner config render --for compose
 
 # The newest versions that fit pyproject.toml, with hashes and without addresses.
 lock: venv
-	@for extras in serve: train:--extra=train dev:--extra=train,--group=dev; do \
+	@for extras in serve: train:--extra=train dev:--extra=train,--extra=monitoring,--group=dev; do \
 	  $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --python-version 3.11 \
 	    --custom-compile-command 'make lock' $$(echo $${extras#*:} | tr , ' ') pyproject.toml \
 	    --output-file requirements/$${extras%%:*}.lock; \

@@ -14,11 +14,13 @@ from conftest import NUMBER, ROOT, gleaner, serving
 from prometheus_client import CollectorRegistry
 
 from gleaner import cli
+from gleaner.alerts import make_alerts
 from gleaner.metrics import Resources, TrainingMetrics
-from gleaner.settings import Settings, describe_settings
+from gleaner.settings import Settings, describe_settings, load_settings
 
 README = (ROOT / "README.md").read_text()
 HTTP = (ROOT / "docs" / "http.md").read_text()
+ALERTS = (ROOT / "docs" / "alerts.md").read_text()
 METRICS = (ROOT / "docs" / "metrics.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", HTTP, re.DOTALL)
 PAIRS = re.findall(r"```http\n(POST .*?)```\n\n```http\n(HTTP.*?)```", HTTP, re.DOTALL)
@@ -123,6 +125,36 @@ def test_every_metric_has_its_row_and_every_row_its_metric(service, trained):
     documented = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`[^|]+) \|", METRICS, re.MULTILINE))))
 
     assert documented == {name for name in exported if not name.startswith(("process_", "python_"))}
+
+
+def test_every_alert_has_its_section_for_who_is_woken_and_every_section_its_alert():
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", ALERTS, re.MULTILINE | re.DOTALL))
+    rules = make_alerts(load_settings(ROOT / "gleaner.toml"))
+
+    assert {rule.name for rule in rules} == set(sections)
+    for name, text in sections.items():
+        assert ["It means", "Look at", "Do"] == re.findall(r"^\*\*([^*]+)\*\*", text, re.MULTILINE), name
+    listed = dict(re.findall(r"^\| \[(\w+)\]\(#(\w+)\)", ALERTS, re.MULTILINE))
+    assert {name: name.lower() for name in sections} == listed
+    for rule in rules:
+        assert re.search(rf"^\| \[{rule.name}\][^|]+\|[^|]*{rule.severity}", ALERTS, re.MULTILINE)
+
+
+def test_the_page_of_alerts_speaks_of_settings_and_panels_that_there_are():
+    panels = {
+        panel["title"]
+        for path in (ROOT / "deploy" / "grafana" / "dashboards").glob("*.json")
+        for panel in json.loads(path.read_text())["panels"]
+    }
+    settings = re.findall(r"`((?:alerts|objectives|serving|scores|training|tracking)\.\w+)`", ALERTS)
+
+    assert settings
+    for setting in settings:
+        section, key = setting.split(".")
+        assert key in Settings.model_fields[section].annotation.model_fields, setting
+    # A panel is named in quotes, behind the dashboard or another panel.
+    named = set(re.findall(r'"([A-Z][^"]+)"', " ".join(ALERTS.split())))
+    assert named <= panels, named - panels
 
 
 def test_every_setting_of_the_committed_file_is_a_known_one():

@@ -150,6 +150,7 @@ def test_the_versions_in_the_slots_and_the_refusals_are_shown(registry, tmp_path
     Models(slots, registry)
     assert 0 == registry.get_sample_value("model_load_failures_total", {"reason": "hash"})
 
+    before = time.time()
     slots.refresh()
     (store.root / "aliases.json").write_text("{")
     slots.refresh()
@@ -160,6 +161,22 @@ def test_the_versions_in_the_slots_and_the_refusals_are_shown(registry, tmp_path
     )
     assert 1 == registry.get_sample_value("model_info", {"slot": "v2", "version": "2", "candidate": "linear", **shown})
     assert 1 == registry.get_sample_value("model_load_failures_total", {"reason": "store"})
+    for slot in ("v1", "v2"):
+        assert before <= registry.get_sample_value("model_loaded_timestamp_seconds", {"slot": slot}) <= time.time()
+
+
+def test_the_time_of_a_slot_is_that_of_its_own_last_move(registry, tmp_path):
+    store = made.fill(tmp_path / "store", made.artifact("decision_tree"), made.artifact("linear"))
+    slots = Slots(store, {"v1": "champion", "v2": "challenger"})
+    Models(slots, registry)
+    slots.refresh()
+    before = [registry.get_sample_value("model_loaded_timestamp_seconds", {"slot": slot}) for slot in ("v1", "v2")]
+    store.point({"champion": 2})
+    slots.refresh()
+
+    after = [registry.get_sample_value("model_loaded_timestamp_seconds", {"slot": slot}) for slot in ("v1", "v2")]
+    assert after[0] > before[0]
+    assert after[1] == before[1]
 
 
 def test_an_empty_slot_has_no_model_to_show(registry, tmp_path):
@@ -300,6 +317,21 @@ def test_while_it_trains_the_candidate_being_fitted_is_shown(registry):
     metrics.record(Epoch("spline", 2, 0.2))
     assert {"training_loss": 0.2} == shown(registry)
     assert 3 == registry.get_sample_value("training_epoch_total")
+
+
+def test_the_candidate_being_fitted_is_named_alone_and_then_the_champion(registry):
+    metrics = TrainingMetrics(registry)
+
+    def named() -> set[str]:
+        samples = [sample for family in registry.collect() for sample in family.samples]
+        return {s.labels["candidate"] for s in samples if s.name == "training_candidate" and s.value == 1}
+
+    assert set() == named()
+    metrics.record(Started("linear"))
+    metrics.record(Started("spline"))
+    assert {"spline"} == named()
+    metrics.record(Chosen(made.fitted("decision_tree"), made.fitted("linear")))
+    assert {"decision_tree"} == named()
 
 
 def test_after_a_training_the_champion_is_shown(registry):

@@ -212,7 +212,8 @@ def test_the_mark_that_some_editors_leave_is_passed_over(tmp_path):
         ),
         (
             "[ports]\nqqq = 3",
-            "ports.qqq: no such setting; known: 'ml_app', 'ml_app_metrics', 'train_metrics'",
+            "ports.qqq: no such setting; known: 'alertmanager', 'grafana', 'ml_app', 'ml_app_metrics', 'mlflow', "
+            "'prometheus', 'train_metrics'",
         ),
         ("mni = 3", "features.0.mni: no such setting; did you mean 'min'?"),
         (f"{FEATURE}moonotone = 'up'", "features.1.moonotone: no such setting; did you mean 'monotone'?"),

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DONE_IN_PART = 3
 _TRAINING_MODULES = ("mlflow", "sklearn", "onnx", "matplotlib", "threadpoolctl", "scipy")
+_MONITORING_MODULES = ("grafana_foundation_sdk", "yaml")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -94,13 +95,13 @@ def train(
     if if_empty and _has_version(settings, data):
         return
     prepare_mlflow(settings)
-    with _training_extra():
+    with _extra("train", _TRAINING_MODULES):
         _train(settings, source, linger=linger, as_json=as_json)
 
 
 def _train(settings: Settings, source: Path, *, linger: bool, as_json: bool) -> None:
     """One training, from the file to the aliases."""
-    from prometheus_client import CollectorRegistry
+    from prometheus_client import CollectorRegistry, ProcessCollector
 
     from gleaner.artifact import Artifact
     from gleaner.events import Chosen, Loaded
@@ -116,6 +117,7 @@ def _train(settings: Settings, source: Path, *, linger: bool, as_json: bool) -> 
     began = time.monotonic()
     registry = CollectorRegistry()
     metrics = TrainingMetrics(registry)
+    ProcessCollector(registry=registry)
     Resources([settings.state], registry)
     port = serve_metrics(registry, settings.serving.host, settings.ports.train_metrics, "ports.train_metrics")
     report = _Report(quiet=as_json)
@@ -335,6 +337,27 @@ def describe() -> None:
     click.echo(describe_settings(), nl=False)
 
 
+@config_group.command("render")
+@click.option("--for", "where", type=click.Choice(["compose", "local"]), required=True, help="Where the services run.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The folder; else deploy/, or for local .gleaner/monitoring."
+)
+@click.pass_obj
+def render_config(config: Path | None, where: Literal["compose", "local"], out: Path | None) -> None:
+    """Write what Prometheus, Alertmanager and Grafana read, made of the settings."""
+    from gleaner.settings import load_settings
+
+    settings = load_settings(config)
+    with _extra("monitoring", _MONITORING_MODULES):
+        from gleaner.monitoring import render, write_tree
+    folder = out or (settings.file.parent / "deploy" if where == "compose" else settings.state / "monitoring")
+    files = render(settings, where, folder)
+    others = write_tree(folder, files)
+    click.echo(f"wrote {len(files)} files under {folder}")
+    for name in others:
+        click.echo(f"  {folder / name} is none of them, and Prometheus or Grafana will read it, too", err=True)
+
+
 @gleaner.command()
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_obj
@@ -473,13 +496,13 @@ def _has_version(settings: Settings, data: Path | None) -> bool:
 
 
 @contextmanager
-def _training_extra() -> Iterator[None]:
-    """A missing part of the extra `train` is said to be one."""
+def _extra(name: str, modules: Sequence[str]) -> Iterator[None]:
+    """A missing part of an extra is said to be one."""
     try:
         yield
     except ModuleNotFoundError as e:
-        if (e.name or "").split(".")[0] in _TRAINING_MODULES:
-            raise MissingExtra("train", e.name) from e
+        if (e.name or "").split(".")[0] in modules:
+            raise MissingExtra(name, e.name) from e
         raise
 
 

@@ -193,10 +193,14 @@ class Models(Collector):
         info = GaugeMetricFamily(
             "model_info", "1 for the version in each slot.", labels=["slot", "version", "run_id", "candidate"]
         )
+        since = GaugeMetricFamily(
+            "model_loaded_timestamp_seconds", "When this process took the version in each slot.", labels=["slot"]
+        )
         for slot, loaded in list(self.slots.current.items()):
             if loaded:
                 info.add_metric([slot, str(loaded.version), loaded.manifest.run_id, loaded.manifest.candidate], 1)
-        yield info
+                since.add_metric([slot], self.slots.since[slot])
+        yield from (info, since)
         failures = CounterMetricFamily(
             "model_load_failures", "Versions that were refused, by the reason.", labels=["reason"]
         )
@@ -274,14 +278,21 @@ class TrainingMetrics:
                 "training_last_success_timestamp_seconds", "When a training last registered its models."
             ),
         }
+        self.candidate = Gauge(
+            "training_candidate",
+            "1 for the candidate that is fitted; afterwards the champion.",
+            ["candidate"],
+            registry=registry,
+        )
         self.epochs = Counter("training_epoch", "Passes, boosting rounds and batches of trees.", registry=registry)
         self._shown: set[str] = set()
 
     def record(self, event: Event) -> None:
         match event:
-            case Started():
+            case Started(candidate):
                 # The candidate before is no longer what is shown, and this one has nothing to show yet.
                 self._hide()
+                self._name(candidate)
             case Epoch(_, _, loss):
                 self.epochs.inc()
                 self._show(training_loss=loss)
@@ -297,7 +308,12 @@ class TrainingMetrics:
         self._show(training_duration_seconds=seconds, training_last_success_timestamp_seconds=time.time())
 
     def _champion(self, champion: Fitted) -> None:
+        self._name(champion.candidate)
         self._show(training_loss=champion.training_loss, **_validation(champion.scores))
+
+    def _name(self, candidate: str) -> None:
+        self.candidate.clear()
+        self.candidate.labels(candidate).set(1)
 
     def _show(self, **values: float) -> None:
         """Set gauges; each is exposed from its first value on, since a 0 would be made up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ CANDIDATES: tuple[Candidate, ...] = ("linear", "decision_tree", "random_forest",
 _OTHER_VARIABLES = frozenset({"GLEANER_CONFIG", "GLEANER_REAL_ROUTES"})
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(ge=1, le=366 * 86_400)]
 
 
 class _Section(BaseModel):
@@ -91,6 +93,10 @@ class Ports(_Section):
     ml_app: Port = Field(5001, description="The API. Also accepted as `serving.port`.")
     ml_app_metrics: Port = Field(8010, description="The API's metrics alone: the scrape target of job `ml-api`.")
     train_metrics: Port = Field(8003, description="Training metrics: the scrape target of job `train-metrics`.")
+    mlflow: Port = Field(5002, description="MLflow's pages and API.")
+    prometheus: Port = Field(9090, description="Prometheus.")
+    alertmanager: Port = Field(9093, description="Alertmanager; compose does not publish it.")
+    grafana: Port = Field(3000, description="Grafana.")
 
 
 class Serving(_Section):
@@ -125,6 +131,67 @@ class Tracking(_Section):
     uri: str = Field("", description="An MLflow server, or empty for a database of its own under `paths.state`.")
     experiment: str = Field("", description="The experiment's name; empty for the model's.")
     timeout_seconds: float = Field(10.0, gt=0, description="How long one call to an MLflow server may take.")
+
+
+class Objectives(_Section):
+    """What the service promises its callers; what breaks a promise is an alert."""
+
+    availability: float = Field(0.995, ge=0.95, lt=1, description="The share of requests that are not answered 5xx.")
+    latency_seconds: float = Field(
+        0.25, gt=0, le=5, description="How long a prediction may take; exact where it is a bucket of the histogram."
+    )
+    latency_quantile: float = Field(0.99, ge=0.5, lt=1, description="The share of predictions that are as quick.")
+
+
+class Alerts(_Section):
+    """When Prometheus alerts, and whom Alertmanager tells; docs/alerts.md has a section for every alert."""
+
+    scrape_seconds: float = Field(
+        15, ge=1, le=60, description="How often Prometheus asks every process, and looks at the rules."
+    )
+    memory_bytes: float = Field(500_000_000, gt=0, description="HighMemoryUsage: more than this ...")
+    memory_for_seconds: Seconds = Field(60, description="... for this long.")
+    cpu_percent: float = Field(80, gt=0, lt=100, description="HighCPUUsage: more than this ...")
+    cpu_for_seconds: Seconds = Field(60, description="... for this long.")
+    error_ratio: float = Field(0.05, gt=0, lt=1, description="HighErrorRate: more than this share answered 5xx ...")
+    error_window_seconds: Seconds = Field(300, description="... over this long.")
+    training_loss: float = Field(0.5, gt=0, description="HighTrainingLoss: more than this ...")
+    training_loss_for_seconds: Seconds = Field(300, description="... for this long.")
+    validation_accuracy: float = Field(0.8, gt=0, le=1, description="LowValidationAccuracy: less than this ...")
+    validation_accuracy_for_seconds: Seconds = Field(300, description="... for this long.")
+    down_for_seconds: Seconds = Field(60, description="TargetDown: a process does not answer Prometheus for this long.")
+    no_model_for_seconds: Seconds = Field(300, description="NoModel: the first slot has no model for this long.")
+    load_window_seconds: Seconds = Field(600, description="ModelLoadFailing: a version was refused within this long.")
+    slow_window_seconds: Seconds = Field(300, description="SlowPredictions: `objectives` missed over this long.")
+    training_age_days: float = Field(30, gt=0, description="TrainingStale: no training has succeeded for this long.")
+    restarts: int = Field(2, ge=1, description="RestartLoop: a process started anew more often than this ...")
+    restart_window_seconds: Seconds = Field(900, description="... within this long.")
+    least_requests_per_second: float = Field(
+        0.1, gt=0, description="With less traffic, shares and quantiles say nothing, and nothing is alerted on them."
+    )
+    runbooks: str = Field("docs/alerts.md", description="Where that page can be read: the start of `runbook_url`.")
+    dashboards: str = Field("", description="Grafana's address for people; empty for this machine's `ports.grafana`.")
+    webhook: str = Field(
+        "", description="An address that Alertmanager tells; it is written into a file, so it holds no secret."
+    )
+    webhook_token_file: str = Field(
+        "", description="A file with the token that the webhook asks for; Alertmanager reads it, not Gleaner."
+    )
+
+    @model_validator(mode="after")
+    def _can_be_watched(self) -> Self:
+        for name in ("error", "load", "slow", "restart"):
+            if getattr(self, f"{name}_window_seconds") < 4 * self.scrape_seconds:
+                raise ValueError(
+                    f"{name}_window_seconds is less than four times scrape_seconds: too few values for a rate"
+                )
+        if self.restarts + 2 > self.restart_window_seconds / self.scrape_seconds:
+            raise ValueError("restarts is more than can be seen in restart_window_seconds, a look every scrape_seconds")
+        if self.webhook and not re.fullmatch(r"https?://[^@\s]+", self.webhook):
+            raise ValueError(
+                "webhook is an address such as https://example.org/alerts, without a name or password in it"
+            )
+        return self
 
 
 class Paths(_Section):
@@ -162,6 +229,8 @@ class Settings(BaseSettings):
     ports: Ports = Ports()
     serving: Serving = Serving()
     tracking: Tracking = Tracking()
+    objectives: Objectives = Objectives()
+    alerts: Alerts = Alerts()
     paths: Paths = Paths()
 
     file: Path = Field(default=Path(FILE), exclude=True, repr=False)  # where these were read; not a key of it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ class Slots:
     def __init__(self, store: Store, aliases: Mapping[str, str], *, test: Callable[..., None] = selftest) -> None:
         self.store, self.aliases, self._test = store, dict(aliases), test
         self.current: dict[str, Loaded | None] = dict.fromkeys(self.aliases)
+        self.since: dict[str, float] = {}
         self.faults: dict[str, str] = {}
         self.failures: dict[str, int] = {}
         self._refused: dict[str, int | None] = {}
@@ -75,7 +77,7 @@ class Slots:
             self._fail({slot: version}, e.reason, str(e))
             return
         previous = self.current[slot]
-        self.current[slot] = loaded
+        self.current[slot], self.since[slot] = loaded, time.time()
         self._settle(slot)
         facts = {"slot": slot, "version": version, "candidate": loaded.manifest.candidate}
         facts["engine"] = loaded.predictor.row_engine

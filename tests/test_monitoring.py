@@ -1,0 +1,601 @@
+"""Rules, their cases, dashboards and configurations: fresh, valid, alive, and each able to fail."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import made
+import pytest
+import yaml
+from conftest import ROOT, SETTINGS, gleaner, tool
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gleaner.alerts import PROBES, Group, make_alerts, span
+from gleaner.app import App
+from gleaner.cases import make_cases
+from gleaner.errors import BadSetting
+from gleaner.events import Chosen, Started
+from gleaner.metrics import Resources, TrainingMetrics
+from gleaner.monitoring import render, write_tree
+from gleaner.settings import Serving, Settings, load_settings
+from gleaner.slots import Slots
+
+DEPLOY = ROOT / "deploy"
+TARGET_LABELS = {"job", "instance", "service"}
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return load_settings(ROOT / "gleaner.toml")
+
+
+@pytest.fixture(scope="module")
+def files(settings) -> dict[str, str]:
+    return render(settings, "compose", DEPLOY)
+
+
+def rules(files: Mapping[str, str]) -> list[dict[str, Any]]:
+    found = []
+    for name, text in files.items():
+        if name.startswith("prometheus/rules/"):
+            found += [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
+    return found
+
+
+def queries(files: Mapping[str, str]) -> dict[str, str]:
+    """Every PromQL expression, by where it stands."""
+    found = {rule.get("alert", rule.get("record")) + f" {i}": rule["expr"] for i, rule in enumerate(rules(files))}
+    for name, text in files.items():
+        if name.endswith(".json"):
+            dashboard = json.loads(text)
+            for panel in dashboard["panels"]:
+                for target in panel.get("targets", []):
+                    found[f"{name}: {panel['title']} {target['refId']}"] = target["expr"]
+            for annotation in dashboard.get("annotations", {}).get("list", []):
+                found[f"{name}: {annotation['name']}"] = annotation["expr"]
+            for variable in dashboard.get("templating", {}).get("list", []):
+                found[f"{name}: ${variable['name']}"] = re.sub(
+                    r"label_values\((.+), (\w+)\)", r"count by (\2) (\1)", variable["query"]["query"]
+                )
+    return found
+
+
+# Fresh
+
+
+def test_what_is_committed_is_what_the_settings_make(files):
+    committed = {
+        str(path.relative_to(DEPLOY)): path.read_bytes()
+        for part in ("prometheus", "alertmanager", "grafana")
+        for path in (DEPLOY / part).rglob("*")
+        if path.is_file()
+    }
+
+    assert committed == {name: text.encode() for name, text in files.items()}, (
+        "stale; run: gleaner config render --for compose"
+    )
+
+
+def test_rendering_anew_gives_the_same_bytes(tmp_path):
+    for seed in ("1", "2"):
+        done = gleaner(
+            "config", "render", "--for", "compose", "--out", tmp_path / seed, folder=ROOT, PYTHONHASHSEED=seed
+        )
+        assert 0 == done.returncode, done.stderr
+        assert "wrote 15 files" in done.stdout
+
+    first, second = (
+        {path.relative_to(tmp_path / seed): path.read_bytes() for path in (tmp_path / seed).rglob("*.*")}
+        for seed in ("1", "2")
+    )
+    assert first == second
+
+
+def test_moving_a_threshold_is_one_line_and_moves_rule_case_and_line_on_the_dashboard(files):
+    moved = render(load_settings(ROOT / "gleaner.toml", {"alerts": {"cpu_percent": 61.5}}), "compose", DEPLOY)
+
+    changed = {name for name in files if files[name] != moved[name]}
+    assert {
+        "prometheus/rules/processes.yml",
+        "prometheus/tests/processes.yml",
+        "grafana/dashboards/service.json",
+    } == changed
+    assert "app_cpu_usage_percent > 61.5" in moved["prometheus/rules/processes.yml"]
+
+
+def test_moving_a_port_moves_its_target_everywhere(tmp_path):
+    flags = {"ports": {"ml_app_metrics": 18010, "prometheus": 19090, "alertmanager": 19093, "grafana": 13000}}
+    settings = load_settings(ROOT / "gleaner.toml", flags)
+    local, compose = render(settings, "local", tmp_path), render(settings, "compose", tmp_path)
+
+    assert ["127.0.0.1:18010", "127.0.0.1:8003", "127.0.0.1:5002", "127.0.0.1:19090"] == targets(local)
+    # Inside compose only Gleaner's own ports are settings: the others are the images'.
+    assert ["ml-app:18010", "train-metrics:8003", "mlflow:5000", "prometheus:9090"] == targets(compose)
+    assert "127.0.0.1:19093" in local["prometheus/prometheus.yml"]
+    assert "url: http://127.0.0.1:19090" in local["grafana/provisioning/datasources/prometheus.yml"]
+    assert f"path: {tmp_path}/grafana/dashboards" in local["grafana/provisioning/dashboards/gleaner.yml"]
+    assert "http://localhost:13000/d/gleaner-service" in compose["prometheus/rules/service.yml"]
+
+
+def targets(files: Mapping[str, str]) -> list[str]:
+    jobs = yaml.safe_load(files["prometheus/prometheus.yml"])["scrape_configs"]
+    return [target for job in jobs for part in job["static_configs"] for target in part["targets"]]
+
+
+@pytest.mark.parametrize(
+    ("host", "asked"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("10.0.0.7", "10.0.0.7")]
+)
+def test_a_service_that_listens_elsewhere_is_asked_there(host, asked, tmp_path):
+    settings = load_settings(ROOT / "gleaner.toml", {"serving": {"host": host}})
+
+    assert [f"{asked}:8010", f"{asked}:8003"] == targets(render(settings, "local", tmp_path))[:2]
+
+
+def test_somebody_elses_mlflow_is_no_target_of_ours(tmp_path):
+    settings = load_settings(ROOT / "gleaner.toml", {"tracking": {"uri": "https://mlflow.example.org"}})
+
+    assert 3 == len(targets(render(settings, "local", tmp_path)))
+    assert "https://mlflow.example.org" in render(settings, "local", tmp_path)["grafana/dashboards/training.json"]
+
+
+def test_a_port_that_is_any_free_one_cannot_be_rendered(tmp_path):
+    settings = load_settings(ROOT / "gleaner.toml", {"ports": {"train_metrics": 0}})
+
+    with pytest.raises(BadSetting, match=r"ports\.train_metrics: wanted a port"):
+        render(settings, "local", tmp_path)
+
+
+def test_jobs_and_their_services_are_those_that_rules_speak_of(files):
+    jobs = yaml.safe_load(files["prometheus/prometheus.yml"])["scrape_configs"]
+
+    assert {"ml-api": "ml-app", "train-metrics": "train-metrics", "mlflow": "mlflow", "prometheus": "prometheus"} == {
+        job["job_name"]: job["static_configs"][0]["labels"]["service"] for job in jobs
+    }
+
+
+# Written
+
+
+def test_a_file_of_another_hand_stays_and_is_named(tmp_path):
+    (tmp_path / "gleaner.toml").write_text(SETTINGS)
+    own = tmp_path / "deploy" / "prometheus" / "rules" / "own.yml"
+    own.parent.mkdir(parents=True)
+    own.write_text("groups: []\n")
+
+    done = gleaner("config", "render", "--for", "compose", folder=tmp_path)
+
+    assert 0 == done.returncode
+    assert "own.yml is none of them" in done.stderr
+    assert "groups: []\n" == own.read_text()
+    assert (tmp_path / "deploy" / "prometheus" / "prometheus.yml").exists()
+
+
+def test_local_files_go_below_the_state_and_all_may_read_them(tmp_path):
+    (tmp_path / "gleaner.toml").write_text(SETTINGS)
+
+    done = gleaner("config", "render", "--for", "local", folder=tmp_path)
+
+    written = [path for path in (tmp_path / ".gleaner" / "monitoring").rglob("*") if path.is_file()]
+    assert 0 == done.returncode
+    assert 15 == len(written)
+    assert {0o644} == {path.stat().st_mode & 0o777 for path in written}
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_whole(tmp_path):
+    write_tree(
+        tmp_path, {"prometheus/rules/a.yml": "old", "prometheus/tests/a.yml": "", "grafana/dashboards/a.json": ""}
+    )
+
+    with pytest.raises(UnicodeEncodeError):
+        write_tree(tmp_path, {"prometheus/rules/a.yml": "new \ud800"})
+
+    assert "old" == (tmp_path / "prometheus" / "rules" / "a.yml").read_text()
+    assert ["a.yml"] == [path.name for path in (tmp_path / "prometheus" / "rules").iterdir()]
+
+
+@pytest.mark.parametrize("module", ["grafana_foundation_sdk", "yaml"])
+def test_without_the_extra_it_says_which_to_install(module, tmp_path):
+    code = (
+        f"import sys; sys.modules[{module!r}] = None; from gleaner.cli import main; "
+        "main(['config', 'render', '--for', 'compose', '--out', sys.argv[1]])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert 1 == done.returncode
+    assert re.fullmatch(
+        rf"error: {module}[.\w]* is not installed, which this needs: pip install 'gleaner\[monitoring\]'\n", done.stderr
+    )
+    assert not (tmp_path / "out").exists()
+
+
+# Whom it tells
+
+
+def test_a_webhook_is_told_and_its_token_stays_in_its_file(tmp_path):
+    token = tmp_path / "token"
+    token.write_text("a-secret")
+    alerts = {"webhook": "https://example.org/alerts", "webhook_token_file": str(token)}
+    files = render(load_settings(ROOT / "gleaner.toml", {"alerts": alerts}), "compose", DEPLOY)
+    config = yaml.safe_load(files["alertmanager/alertmanager.yml"])
+
+    for receiver in config["receivers"]:
+        hook = receiver["webhook_configs"][0]
+        assert "https://example.org/alerts" == hook["url"]
+        assert str(token) == hook["http_config"]["authorization"]["credentials_file"]
+    assert not any("a-secret" in text for text in files.values())
+    check(["amtool", "check-config"], {"alertmanager.yml": files["alertmanager/alertmanager.yml"]}, tmp_path)
+
+
+@pytest.mark.parametrize("webhook", ["https://me:word@example.org/", "example.org", "file:///etc/passwd", "http://a b"])
+def test_a_webhook_with_a_password_or_without_an_address_is_refused(webhook):
+    with pytest.raises(BadSetting, match="webhook is an address"):
+        load_settings(ROOT / "gleaner.toml", {"alerts": {"webhook": webhook}})
+
+
+@pytest.mark.parametrize(
+    ("alerts", "said"),
+    [
+        ({"error_window_seconds": 30}, "error_window_seconds is less than four times scrape_seconds"),
+        ({"scrape_seconds": 60, "slow_window_seconds": 200}, "slow_window_seconds is less than four times"),
+        ({"restarts": 59}, "restarts is more than can be seen"),
+    ],
+)
+def test_a_window_that_shows_nothing_is_refused(alerts, said):
+    with pytest.raises(BadSetting, match=said):
+        load_settings(ROOT / "gleaner.toml", {"alerts": alerts})
+
+
+# Cases
+
+
+MOVED: dict[str, tuple[float, dict[str, dict[str, float]]]] = {
+    "as shipped": (1, {}),
+    "hurried": (20, {}),
+    "hurried by an odd factor": (7, {}),
+    "moved": (
+        1,
+        {
+            "alerts": {
+                "scrape_seconds": 5,
+                "memory_bytes": 123_456_789,
+                "memory_for_seconds": 7,
+                "cpu_percent": 33.3,
+                "error_ratio": 0.5,
+                "error_window_seconds": 77,
+                "training_loss": 0.123,
+                "training_loss_for_seconds": 1,
+                "validation_accuracy": 0.91,
+                "training_age_days": 0.5,
+                "restarts": 7,
+                "restart_window_seconds": 60,
+                "least_requests_per_second": 50,
+            },
+            "objectives": {"availability": 0.9995, "latency_seconds": 0.03, "latency_quantile": 0.9},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_every_alert_fires_stays_quiet_and_knows_no_data(name, tmp_path):
+    promtool = tool("promtool")
+    hurry, flags = MOVED[name]
+    write_tree(tmp_path, render(load_settings(ROOT / "gleaner.toml", flags), "local", tmp_path, hurry))
+
+    for command in (
+        ["check", "config", tmp_path / "prometheus" / "prometheus.yml"],
+        ["test", "rules", *(tmp_path / "prometheus" / "tests").iterdir()],
+    ):
+        done = subprocess.run([promtool, *map(str, command)], capture_output=True, text=True, timeout=120, check=False)
+        assert 0 == done.returncode, done.stdout + done.stderr
+
+
+def test_every_rule_has_a_case_in_which_it_fires_and_its_alert_ones_of_quiet_and_of_no_data(settings):
+    cases = make_cases(settings)
+    rules = make_alerts(settings)
+
+    assert set(rules) == {fires.alert for case in cases for fires in case.firing}
+    for name in {rule.name for rule in rules}:
+        quiet = [case.title for case in cases if case.alert.name == name and not case.firing]
+        assert "no data" in quiet
+        assert len(quiet) >= 2
+
+
+@pytest.mark.parametrize("group", get_args(Group))
+@pytest.mark.parametrize("broken", ["never", "always", "at once", "backwards"])
+def test_a_broken_rule_fails_its_cases(group, broken, files, tmp_path):
+    """The cases themselves can fail: one by one, each rule of a file is broken in a way that matters."""
+    promtool = tool("promtool")
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "tests").mkdir()
+    parsed = yaml.safe_load(files[f"prometheus/rules/{group}.yml"])
+    (tmp_path / "tests" / "t.yml").write_text(files[f"prometheus/tests/{group}.yml"])
+    alerts = [rule for rule in parsed["groups"][0]["rules"] if "alert" in rule]
+    tried = 0
+    for rule in alerts:
+        good = dict(rule)
+        if broken == "never":
+            rule["expr"] = f"({good['expr']}\n) and vector(0) > 1"
+        elif broken == "always":
+            rule["expr"] = "vector(1)"
+        elif broken == "at once":
+            rule.pop("for", None)
+        elif match := re.fullmatch(r"(.*) ([<>]) ([^<>]*)", good["expr"], re.DOTALL):
+            rule["expr"] = f"{match[1]} {'<' if match[2] == '>' else '>'} {match[3]}"
+        if rule != good:
+            (tmp_path / "rules" / f"{group}.yml").write_text(yaml.safe_dump(parsed))
+            done = subprocess.run(
+                [promtool, "test", "rules", str(tmp_path / "tests" / "t.yml")],
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+            assert 1 == done.returncode, f"{good['alert']} {broken}"
+            assert "FAILED" in done.stdout + done.stderr
+            tried += 1
+        rule.clear()
+        rule.update(good)
+
+    assert tried or (broken == "at once" and group == "budget")
+
+
+@pytest.mark.parametrize(
+    ("group", "part", "instead"),
+    [
+        ("service", r"> 0\.1  #", "> -1  #"),  # little traffic
+        ("budget", r"> 0\.1  #", "> -1  #"),
+        ("service", r'(, )?route!~"[^"]*"', ""),  # health checks
+        ("service", r'status=~"5\.\."', 'status="500"'),  # 503
+        ("service", r'status=~"5\.\.", ', ""),  # 422
+        ("budget", r"and (service:\S+) / [\d.]+ > [\d.]+  #", r"and \1 > -1  #"),  # the window that ends it
+        ("service", r"time\(\) - process_start_time_seconds < 600", "vector(0) > 1"),  # a refusal at the start
+        ("service", r"increase\(model_load_failures_total\[10m\]\)", "model_load_failures_total"),  # one long ago
+        ("service", r'model_info\{slot="v1"\}', "model_info"),  # another slot's model
+        ("processes", r"service!=", "service="),
+    ],
+)
+def test_a_rule_without_one_of_its_parts_fails_its_cases(group, part, instead, files, tmp_path):
+    for kind in ("rules", "tests"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / f"{group}.yml").write_text(files[f"prometheus/{kind}/{group}.yml"])
+    rules = tmp_path / "rules" / f"{group}.yml"
+    text, found = re.subn(part, instead, rules.read_text())
+    rules.write_text(text)
+    command = [tool("promtool"), "test", "rules", str(tmp_path / "tests" / f"{group}.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    assert found
+    assert 1 == done.returncode
+    assert "FAILED" in done.stdout + done.stderr
+    assert "parse error" not in done.stdout + done.stderr
+
+
+def check(command: list[str], files: Mapping[str, str], folder: Path) -> None:
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    done = subprocess.run(
+        [tool(command[0]), *command[1:], *(str(folder / name) for name in files)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stdout + done.stderr
+
+
+def test_alertmanager_takes_its_configuration(files, tmp_path):
+    check(["amtool", "check-config"], {"alertmanager.yml": files["alertmanager/alertmanager.yml"]}, tmp_path)
+
+
+@pytest.mark.parametrize(("severity", "receiver"), [("page", "page"), ("ticket", "ticket")])
+def test_an_alert_goes_to_the_receiver_of_its_severity(severity, receiver, files, tmp_path):
+    (tmp_path / "alertmanager.yml").write_text(files["alertmanager/alertmanager.yml"])
+    command = ["config", "routes", "test", f"--config.file={tmp_path}/alertmanager.yml", f"severity={severity}"]
+    done = subprocess.run([tool("amtool"), *command], capture_output=True, text=True, timeout=60, check=True)
+
+    assert receiver == done.stdout.strip()
+
+
+# Alive: every metric, label and value that a rule, a case or a panel speaks of is one that the code exports
+
+
+Exported = dict[str, dict[str, set[str]]]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Exported:
+    """The values of every label of every time series, by name, as the service and a training expose them."""
+    root = tmp_path_factory.mktemp("store")
+    slots = Slots(made.fill(root, made.artifact("decision_tree"), made.artifact("linear")), Serving().slots)
+    slots.refresh()
+    service, training = CollectorRegistry(), CollectorRegistry()
+    for registry in (service, training):
+        ProcessCollector(registry=registry)
+        Resources([], registry)
+    App(slots, Serving(), service)
+    metrics = TrainingMetrics(training)
+    metrics.record(Started("linear"))
+    metrics.record(Chosen(made.fitted("decision_tree"), None))
+    metrics.succeeded(1.0)
+    # What Prometheus itself adds.
+    found: Exported = {"up": {}, "ALERTS": {"alertstate": {"firing", "pending"}}}
+    for registry in (service, training):
+        for family in text_string_to_metric_families(generate_latest(registry).decode()):
+            for sample in family.samples:
+                labels = found.setdefault(sample.name, {})
+                for name, value in sample.labels.items():
+                    labels.setdefault(name, set()).add(value)
+    return found
+
+
+_SELECTOR = re.compile(
+    r"""(?P<text>"(?:[^"\\]|\\.)*")|(?P<name>[a-zA-Z_:][\w:]*)\s*(?P<labels>\{(?:[^"}]|"(?:[^"\\]|\\.)*")*\})?(?P<call>\s*\()?"""
+)
+_WORDS = {"and", "or", "unless", "bool", "offset"}
+
+
+def selectors(expr: str) -> Iterator[tuple[str, dict[str, tuple[str, str]]]]:
+    """(metric, {label: (operator, value)}) of every selector in a PromQL expression."""
+    bare = re.sub(r"#[^\n]*", "", expr)
+    bare = re.sub(r"\[[^\]]*\]", "", bare)
+    bare = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", "", bare)
+    for found in _SELECTOR.finditer(bare):
+        if found["name"] and not found["call"] and found["name"] not in _WORDS:
+            pairs = re.findall(r'(\w+)\s*(=~|!~|!=|=)\s*"((?:[^"\\]|\\.)*)"', found["labels"] or "")
+            yield found["name"], {label: (operator, value) for label, operator, value in pairs}
+
+
+def grouped(expr: str) -> set[str]:
+    """The labels that an expression groups and joins by."""
+    lists = re.findall(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)", expr)
+    return {label.strip() for part in lists for label in part.split(",")} - {""}
+
+
+def faults(expr: str, exported: Exported, records: set[str]) -> list[str]:
+    """What an expression speaks of that there is not."""
+    found = []
+    known = {"slot", *TARGET_LABELS, *(label for labels in exported.values() for label in labels)}
+    found += [f"no label {label}" for label in grouped(expr) - known]
+    for name, labels in selectors(expr):
+        if name in records:
+            continue
+        if name not in exported:
+            found.append(f"no metric {name}")
+            continue
+        for label, (operator, value) in labels.items():
+            if label in TARGET_LABELS:
+                if operator in {"=", "!="} and value not in {
+                    "ml-api",
+                    "ml-app",
+                    "train-metrics",
+                    "mlflow",
+                    "prometheus",
+                }:
+                    found.append(f"no {label} {value}")
+            elif label not in exported[name]:
+                found.append(f"no label {label} of {name}")
+            elif not value.startswith("$") and operator in {"=", "=~"}:
+                pattern = re.escape(value) if operator == "=" else value
+                if not any(re.fullmatch(pattern, known) for known in exported[name][label]):
+                    found.append(f"no {label}={value} of {name}")
+    return found
+
+
+def test_no_rule_and_no_panel_is_dead(files, exported):
+    records = {rule["record"] for rule in rules(files) if "record" in rule}
+    spoken = queries(files)
+
+    assert {} == {where: found for where, expr in spoken.items() if (found := faults(expr, exported, records))}
+    assert len(spoken) > 50
+
+
+@pytest.mark.parametrize(
+    ("expr", "said"),
+    [
+        ("rate(http_request_total[5m]) > 1", "no metric http_request_total"),
+        ('sum by (status) (flask_http_requests_total{code="500"})', "no label code of flask_http_requests_total"),
+        ('model_info{slot="v7"}', "no slot=v7 of model_info"),
+        ('http_requests_total{status=~"6.."}', "no status=6.. of http_requests_total"),
+        ("sum by (path) (up)", "no label path"),
+        ('up{job="api"}', "no job api"),
+        (
+            "histogram_quantile(0.9, sum by (le) (rate(http_request_duration_seconds[5m])))",
+            "no metric http_request_dur",
+        ),
+    ],
+)
+def test_a_dead_one_would_be_found(expr, said, exported):
+    assert any(fault.startswith(said) for fault in faults(expr, exported, set()))
+
+
+def test_the_cases_speak_of_time_series_as_they_are(settings, exported):
+    for case in make_cases(settings):
+        for series in case.series:
+            ((name, labels),) = selectors(series)
+            expected = TARGET_LABELS | set(exported[name])
+
+            assert expected == set(labels), f"{case.alert.name}: {series}"
+
+
+def test_health_checks_are_told_apart_from_what_callers_ask(exported):
+    routes = exported["http_requests_total"]["route"]
+
+    assert {"/livez", "/readyz", "/health_status", "/metrics"} == {r for r in routes if re.fullmatch(PROBES, r)}
+    for asked in ("/v1/predict", "/v2/predict", "/invocations", "/v2/models/<name>/infer", "/"):
+        assert not re.fullmatch(PROBES, asked)
+    for check in ("/v2/health/live", "/v2/health/ready", "/v2/models/<name>/ready", "unmatched"):
+        assert re.fullmatch(PROBES, check)
+
+
+def test_every_panel_has_a_title_a_place_of_its_own_and_the_one_data_source(files):
+    for name, text in files.items():
+        if not name.endswith(".json"):
+            continue
+        dashboard = json.loads(text)
+        places = [tuple(panel["gridPos"].get(key, 0) for key in "xywh") for panel in dashboard["panels"]]
+        cells = [(x + i, y + j) for x, y, w, h in places for i in range(w) for j in range(h)]
+
+        assert len(cells) == len(set(cells)), f"{name}: panels overlap"
+        assert max(x for x, _ in cells) < 24
+        assert f"gleaner-{Path(name).stem}" == dashboard["uid"]
+        for panel in dashboard["panels"]:
+            assert panel["title"]
+            assert {"gleaner-prometheus"} == {t["datasource"]["uid"] for t in panel.get("targets", [])} | {
+                "gleaner-prometheus"
+            }
+
+
+def test_every_alert_says_all_that_a_person_needs(files, settings):
+    dashboards = {json.loads(text)["uid"] for name, text in files.items() if name.endswith(".json")}
+    for rule in rules(files):
+        if "alert" in rule:
+            about = rule["annotations"]
+
+            assert {"summary", "description", "runbook_url", "dashboard_url"} == set(about)
+            assert rule["labels"]["severity"] in {"page", "ticket"}
+            assert about["dashboard_url"].rsplit("/", 1)[1] in dashboards
+
+
+def test_addresses_for_people_are_settings(tmp_path):
+    alerts = {"runbooks": "https://example.org/runbooks", "dashboards": "https://grafana.example.org/"}
+    text = render(load_settings(ROOT / "gleaner.toml", {"alerts": alerts}), "local", tmp_path)
+
+    assert "https://example.org/runbooks#nomodel" in text["prometheus/rules/service.yml"]
+    assert "https://grafana.example.org/d/gleaner-model" in text["prometheus/rules/service.yml"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "word"), [(300, "5m"), (90, "90s"), (86_400, "1d"), (3_600, "1h"), (2.5, "2500ms"), (0.0001, "1ms")]
+)
+def test_a_time_is_written_as_prometheus_reads_it(seconds, word):
+    assert word == span(seconds)
+
+
+def test_make_lint_says_what_is_missing_and_fails_only_under_ci(tmp_path):
+    script = ROOT / "tests" / "lint_rules.sh"
+    for name in ("bash", "sh", "env"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    for ci, code in (("", 0), ("true", 1)):
+        done = subprocess.run(
+            [str(tmp_path / "bash"), str(script)],
+            env={"PATH": str(tmp_path), "CI": ci},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+        assert code == done.returncode
+        assert 1 == len((done.stdout + done.stderr).splitlines())
+        assert "apt-get install --no-install-recommends prometheus prometheus-alertmanager" in done.stdout + done.stderr

@@ -160,3 +160,21 @@ def test_a_second_training_makes_new_versions_and_moves_the_aliases(project, tra
     assert {"champion": 1, "challenger": 2} == Store(trained / ".gleaner" / "store").aliases()
     uri = f"sqlite:///{trained / '.gleaner' / 'mlflow.db'}"
     assert 1 == int(mlflow.MlflowClient(uri, uri).get_model_version_by_alias("made", "champion").version)
+
+
+def test_an_experiment_that_was_begun_at_a_server_goes_on_without_it(tmp_path):
+    (tmp_path / "gleaner.toml").write_text(SETTINGS)
+    write_made_table(tmp_path / "made.csv")
+    state = tmp_path / ".gleaner"
+    state.mkdir()
+    uri = f"sqlite:///{state / 'mlflow.db'}"
+    # What a server with --artifacts-destination does for a new experiment.
+    mlflow.MlflowClient(uri, uri).create_experiment("made", artifact_location="mlflow-artifacts:/1")
+
+    done = gleaner("train", "--metrics-port", 0, folder=tmp_path)
+
+    assert 0 == done.returncode, done.stderr
+    kept = state / "mlartifacts" / "1"
+    assert [1, 2] == Store(state / "store").versions()
+    assert 2 == len(list(kept.glob("models/*/artifacts/gleaner/model.onnx")))
+    assert 1 == len(list(kept.glob("*/artifacts/gleaner.toml")))

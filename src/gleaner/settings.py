@@ -17,6 +17,7 @@ from gleaner.errors import BadSetting, environment_name, nearest
 from gleaner.schema import Feature, Schema, Target
 
 FILE = "gleaner.toml"
+ARTIFACTS = "mlartifacts"  # MLflow's files, under paths.state
 Candidate = Literal["linear", "decision_tree", "random_forest", "gradient_boosting", "spline"]
 CANDIDATES: tuple[Candidate, ...] = ("linear", "decision_tree", "random_forest", "gradient_boosting", "spline")
 # Read elsewhere than in the file's sections: which file to read, and the real routes that some tests want.

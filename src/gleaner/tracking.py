@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import mlflow
 import mlflow.onnx
@@ -18,6 +19,9 @@ import pandas as pd
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 from mlflow.types import ColSpec, DataType
 from mlflow.types import Schema as Columns
 
@@ -27,7 +31,7 @@ from gleaner.events import Chosen, Epoch, Event, Fitted, Loaded, Started, Suspec
 from gleaner.plots import draw_plots
 from gleaner.schema import Schema
 from gleaner.scores import Scores
-from gleaner.settings import Settings
+from gleaner.settings import ARTIFACTS, Settings
 from gleaner.tables import Table
 
 FLUSH_SECONDS = 2.0
@@ -52,6 +56,7 @@ class Recorder:
                 settings.state.mkdir(parents=True, exist_ok=True)
             mlflow.set_tracking_uri(settings.tracking_uri)
             mlflow.set_registry_uri(settings.tracking_uri)
+            _reach_artifacts(settings)
             self.client = mlflow.MlflowClient()
             self.experiment_id = self._experiment()
             self.parent = self._create_run(f"train {self.source.name}", {})
@@ -205,8 +210,22 @@ class Recorder:
         found = self.client.get_experiment_by_name(name)
         if found:
             return str(found.experiment_id)
-        where = None if self.settings.tracking.uri else (self.settings.state.absolute() / "mlartifacts").as_uri()
+        where = None if self.settings.tracking.uri else (self.settings.state.absolute() / ARTIFACTS).as_uri()
         return str(self.client.create_experiment(name, artifact_location=where))
+
+
+def _reach_artifacts(settings: Settings) -> None:
+    """Let an experiment that was begun under `gleaner up` go on without it.
+
+    Its artifacts have addresses at the server, `mlflow-artifacts:/7/...`, which keeps them in a folder of ours.
+    """
+    kept = settings.state.absolute() / ARTIFACTS
+
+    def find(uri: str, *_: object, **__: object) -> LocalArtifactRepository:
+        return LocalArtifactRepository(str(kept / urlsplit(uri).path.lstrip("/")))
+
+    registry: Any = _artifact_repository_registry
+    registry.register("mlflow-artifacts", MlflowArtifactsRepository if settings.tracking.uri else find)
 
 
 _NEEDED = ("onnx", "onnxruntime", "numpy")

@@ -26,6 +26,8 @@ lint: venv
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@tests/lint_rules.sh
+	@$(BIN)/hadolint --failure-threshold warning deploy/Dockerfile
+	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
 bench: venv
 	@$(BIN)/python bench/serving.py
@@ -62,8 +64,10 @@ lock: venv
 	    --custom-compile-command 'make lock' $$(echo $${extras#*:} | tr , ' ') pyproject.toml \
 	    --output-file requirements/$${extras%%:*}.lock; \
 	done
-	@echo uv | $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --python-version 3.11 \
-	  --custom-compile-command 'make lock' - --output-file requirements/uv.lock
+	@for tool in uv hatchling; do \
+	  echo $$tool | $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --python-version 3.11 \
+	    --custom-compile-command 'make lock' - --output-file requirements/$$tool.lock; \
+	done
 
 clean:
 	rm -rf $(VENV) .gleaner .gleaner-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

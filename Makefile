@@ -7,12 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up venv test lint bench bench-score bench-peers docs lock clean
+.PHONY: help up venv test compose-test lint bench bench-score bench-peers docs lock clean
 
 help:
 	@echo 'make up [DATA=routes.csv] [ARGS="--champion spline"]   set up, train once, serve until Ctrl-C'
 	@echo 'make test [ARGS="-k schema"]                           set up and run the tests'
-	@echo 'make lint | bench | bench-score | bench-peers | docs | lock | clean'
+	@echo 'make compose-test | lint | bench | bench-score | bench-peers | docs | lock | clean'
 
 up: venv
 	@$(BIN)/gleaner train --if-empty $(DATA) $(ARGS)
@@ -20,6 +20,10 @@ up: venv
 
 test: venv
 	@$(BIN)/python -m pytest $(ARGS)
+
+# docker-compose.yml, built and run without Docker; for root on Debian.
+compose-test: venv
+	@$(BIN)/python tests/compose/prove.py $(ARGS)
 
 lint: venv
 	@$(BIN)/ruff check .

@@ -12,8 +12,10 @@ from conftest import ROOT, gleaner, serving
 from prometheus_client import CollectorRegistry
 
 from gleaner import cli
-from gleaner.metrics import Resources, TrainingMetrics
-from gleaner.settings import Settings, describe_settings
+from gleaner.metrics import Following, Resources, TrainingMetrics
+from gleaner.registry import Follower
+from gleaner.settings import Settings, describe_settings, load_settings
+from gleaner.store import Store
 
 README = (ROOT / "README.md").read_text()
 HTTP = (ROOT / "docs" / "http.md").read_text()
@@ -91,6 +93,8 @@ def test_every_metric_has_its_row_and_every_row_its_metric(service, trained):
     registry = CollectorRegistry()
     training = TrainingMetrics(registry)
     Resources([], registry)
+    settings = load_settings(trained / "gleaner.toml", {"tracking": {"uri": "http://127.0.0.1:9"}})
+    Following(Follower(settings, Store(settings.store)), registry)
     exported |= {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
     exported |= set(training.gauges)
 

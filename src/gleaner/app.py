@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flask import Flask, Response, request
@@ -31,6 +31,9 @@ from gleaner.metrics import Models, Traffic
 from gleaner.settings import Serving
 from gleaner.slots import Loaded, Slots
 from gleaner.wire import JSON, PROBLEM, RowReader, problem, write_details, write_json, write_predictions
+
+if TYPE_CHECKING:
+    from gleaner.registry import Follower
 
 log = logging.getLogger(__name__)
 
@@ -104,10 +107,15 @@ class _Bound:
 
 
 class App:
-    """The outer WSGI callable. `draining` is set when the service is told to stop."""
+    """The outer WSGI callable. `draining` is set when the service is told to stop.
 
-    def __init__(self, slots: Slots, serving: Serving, registry: CollectorRegistry) -> None:
-        self.slots, self.serving, self.registry = slots, serving, registry
+    follower: who follows an MLflow server's aliases, where one keeps them; asked only for what it knows.
+    """
+
+    def __init__(
+        self, slots: Slots, serving: Serving, registry: CollectorRegistry, follower: Follower | None = None
+    ) -> None:
+        self.slots, self.serving, self.registry, self.follower = slots, serving, registry, follower
         self.draining = threading.Event()
         self.flask = _make_flask(self)
         self._paths = {f"/{slot}/predict": slot for slot in slots.aliases}
@@ -305,6 +313,8 @@ def _make_flask(app: App) -> Flask:
         faulty = any(state["fault"] for state in slots.values())
         status = "unavailable" if not app.is_ready() else "degraded" if faulty else "ok"
         body = {"status": status, "slots": slots, "uptime_seconds": round(time.time() - started, 3)}
+        if app.follower:
+            body["registry"] = app.follower.describe()
         return _json(body, 503 if status == "unavailable" else 200)
 
     @flask.get("/livez")
@@ -357,7 +367,8 @@ def _slot(app: App, slot: str) -> dict[str, object]:
     facts: dict[str, object] = {"alias": app.slots.aliases[slot], "version": None, "candidate": None}
     if loaded:
         facts |= {"version": loaded.version, "candidate": loaded.manifest.candidate, "run_id": loaded.manifest.run_id}
-    return {**facts, "fault": app.slots.faults.get(slot)}
+    refused = app.follower.fault(app.slots.aliases[slot]) if app.follower else None
+    return {**facts, "fault": refused or app.slots.faults.get(slot)}
 
 
 def _json(value: object, status: int = 200) -> Response:

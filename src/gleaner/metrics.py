@@ -8,6 +8,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -18,6 +19,9 @@ from gleaner.artifact import REASONS
 from gleaner.events import Chosen, Epoch, Event, Fitted, Started, Validated
 from gleaner.scores import Scores
 from gleaner.slots import Slots
+
+if TYPE_CHECKING:
+    from gleaner.registry import Follower
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 UNMATCHED = "unmatched"
@@ -163,6 +167,28 @@ class Models(Collector):
         for reason in ("store", *REASONS):
             failures.add_metric([reason], self.slots.failures.get(reason, 0))
         yield failures
+
+
+class Following(Collector):
+    """How the registry's aliases are followed; there only where an MLflow server keeps them."""
+
+    def __init__(self, follower: Follower, registry: CollectorRegistry) -> None:
+        self.follower = follower
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        polls = CounterMetricFamily("registry_polls", "Looks at the registry's aliases.", labels=["result"])
+        for result, count in self.follower.polls.items():
+            polls.add_metric([result], count)
+        yield polls
+        refusals = CounterMetricFamily("registry_refusals", "Versions not taken up, by the reason.", labels=["reason"])
+        for reason, count in self.follower.refusals.items():
+            refusals.add_metric([reason], count)
+        yield refusals
+        last = GaugeMetricFamily("registry_last_success_timestamp_seconds", "When a look last succeeded.")
+        if self.follower.last_success is not None:
+            last.add_metric([], self.follower.last_success)
+        yield last
 
 
 class Resources(Collector):

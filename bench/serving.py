@@ -2,6 +2,8 @@
 
 The server has one core, the load generator (wrk, 16 keep-alive connections, 1,024 distinct bodies) the other. The
 three are measured in turn, round after round, so that a slow minute of the machine falls on all of them; medians count.
+Beside the rates stands the CPU time that the server took for a request, which a busy machine disturbs less.
+Then 10,000 rows are asked in one request, as a list of JSON objects.
 The two artifacts are trained here, on the bundled sample: a tree of depth 3, and a forest of 200 trees of depth 10.
 With `--rows 20000` it is a made table: a forest grown on more rows has more nodes than a cache holds.
 """
@@ -9,6 +11,7 @@ With `--rows 20000` it is a made table: a forest grown on more rows has more nod
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import re
@@ -37,7 +40,7 @@ from gleaner.store import Store
 from gleaner.tables import Table, read_table
 
 ROOT = Path(__file__).resolve().parents[1]
-BODIES = 1_024
+BODIES, LARGE = 1_024, 10_000
 LUA = """
 local bodies = {%s}
 local next = 0
@@ -98,8 +101,14 @@ def server(command: list[str], environment: dict[str, str]):
             process.wait(timeout=30)
 
 
-def load(port: int, path: str, script: Path, seconds: int) -> tuple[float, float]:
-    """(requests a second, p99 in milliseconds) of one run of wrk on the second core."""
+def cpu_seconds(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
+def load(pid: int, port: int, path: str, script: Path, seconds: int) -> tuple[float, float, float]:
+    """(requests a second, p99 in milliseconds, CPU microseconds a request) of one run of wrk on the second core."""
+    before = cpu_seconds(pid)
     url = f"http://127.0.0.1:{port}{path}"
     command = ["taskset", "-c", "1", "wrk", "-t1", "-c16", f"-d{seconds}s", "--latency", "-s", str(script), url]
     out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 30).stdout
@@ -107,7 +116,21 @@ def load(port: int, path: str, script: Path, seconds: int) -> tuple[float, float
         sys.exit(f"{path} did not answer every request with 200:\n{out}")
     number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", out).groups()
     milliseconds = float(number) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1]), milliseconds
+    cpu = (cpu_seconds(pid) - before) / int(re.search(r"(\d+) requests in", out)[1])
+    return float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1]), milliseconds, cpu * 1e6
+
+
+def bulk(pid: int, port: int, path: str, body: bytes, times: int) -> tuple[float, float]:
+    """(milliseconds, CPU milliseconds of the server) of one large request, all on one connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    before, began = cpu_seconds(pid), time.perf_counter()
+    for _ in range(times):
+        connection.request("POST", path, body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        if answer.status != 200 or not answer.read():
+            sys.exit(f"{path} did not answer {len(body):,} bytes with 200")
+    connection.close()
+    return (time.perf_counter() - began) * 1e3 / times, (cpu_seconds(pid) - before) * 1e3 / times
 
 
 def bodies(X: Array) -> list[str]:
@@ -163,12 +186,16 @@ def main() -> None:
         script.write_text(LUA % ",".join(f"'{body}'" for body in bodies(make_table().X)))
         serve = ["-m", "gleaner", "serve", "--port", "0", "--metrics-port", "0"]
         with (
-            server([str(ROOT / "bench" / "constant.py"), "0"], environment) as (_, constant_line),
+            server([str(ROOT / "bench" / "constant.py"), "0"], environment) as (constant, constant_line),
             server(serve, environment) as (process, line),
         ):
-            port = int(re.search(r":(\d+),", line)[1])
-            places = {"constant": (int(constant_line), "/"), "v1": (port, "/v1/predict"), "v2": (port, "/v2/predict")}
-            found: dict[str, list[tuple[float, float]]] = {name: [] for name in places}
+            pid, port = process.pid, int(re.search(r":(\d+),", line)[1])
+            places = {
+                "constant": (constant.pid, int(constant_line), "/"),
+                "v1": (pid, port, "/v1/predict"),
+                "v2": (pid, port, "/v2/predict"),
+            }
+            found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in places}
             for place in places.values():
                 load(*place, script, 1)
             for _ in range(options.rounds):
@@ -176,19 +203,28 @@ def main() -> None:
                     found[name].append(load(*place, script, options.seconds))
             tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
             memory = sum(member.memory_info().rss for member in tree)
+            many = f"[{','.join(bodies(make_table(LARGE).X))}]".encode()
+            bulks = {"v1": (pid, port, "/v1/predict", many, 30), "v2": (pid, port, "/v2/predict", many, 5)}
+            large = {name: [bulk(*place) for _ in range(options.rounds)] for name, place in bulks.items()}
         starts = [start_seconds(environment) for _ in range(options.rounds)]
 
     names = ("granian", "onnxruntime", "msgspec", "numpy", "flask")
     print(f"Python {sys.version.split()[0]}, " + ", ".join(f"{name} {version(name)}" for name in names))
     print(f"{options.rounds} rounds of {options.seconds} s, in turn; median (least to most)\n")
-    print(f"{'':10}{'requests/s':>26}{'of the constant':>18}{'p99 ms':>10}")
-    base = [rate for rate, _ in found["constant"]]
+    print(f"{'':10}{'requests/s':>26}{'of the constant':>18}{'p99 ms':>9}{'CPU us':>9}{'of the constant':>18}")
+    base = found["constant"]
     for name, runs in found.items():
-        rates = [rate for rate, _ in runs]
-        ratio = statistics.median(rate / constant for rate, constant in zip(rates, base, strict=True))
+        rates = [rate for rate, _, _ in runs]
+        ratio = statistics.median(rate / constant for (rate, _, _), (constant, _, _) in zip(runs, base, strict=True))
+        cpu_ratio = statistics.median(constant / cpu for (*_, cpu), (*_, constant) in zip(runs, base, strict=True))
+        _, p99, cpu = map(statistics.median, zip(*runs, strict=True))
         spread = f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
-        print(f"{name:10}{spread:>26}{ratio:>17.1%}{statistics.median(p99 for _, p99 in runs):>11.2f}")
-    served = sum(rate * options.seconds for name in ("v1", "v2") for rate, _ in found[name])
+        print(f"{name:10}{spread:>26}{ratio:>17.1%}{p99:>10.2f}{cpu:>9.1f}{cpu_ratio:>17.1%}")
+    served = sum(rate * options.seconds for name in ("v1", "v2") for rate, *_ in found[name])
+    print(f"\n{LARGE:,} rows in one request, a list of objects of {len(many):,} bytes")
+    for name, asked in large.items():
+        took, cpu = map(statistics.median, zip(*asked, strict=True))
+        print(f"{name:10}{took:.1f} ms, {LARGE / took / 1e3:.2f} million rows/s; {cpu:.1f} ms of CPU")
     print(f"\nmemory after {served:,.0f} requests: {memory / 1e6:.0f} MB resident")
     print(f"start to first answer: {statistics.median(starts):.2f} s (least {min(starts):.2f}, most {max(starts):.2f})")
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Response
 from prometheus_client import CollectorRegistry
@@ -33,6 +33,9 @@ from gleaner.schema import Array, Schema
 from gleaner.settings import Serving
 from gleaner.slots import Slots
 from gleaner.wire import JSON, PROBLEM, RowReader, problem, write_predictions
+
+if TYPE_CHECKING:
+    from gleaner.registry import Follower
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +58,8 @@ _STATUS_LINE = {status.value: f"{status.value} {status.phrase}" for status in HT
 _JSON_TYPES = frozenset({JSON, f"{JSON}; charset=utf-8", f"{JSON};charset=utf-8", f"{JSON}; charset=UTF-8"})
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PIECE = 1 << 16
-# Two small requests at once are a seventh faster than many, which only pass Python's lock around. Large ones
-# have turns of their own, so that a few of them do not keep everybody else waiting.
-_SMALL_AT_ONCE, _SMALL_BODY = 2, 4_096
+# Large requests have turns of their own, so that a few of them do not keep everybody else waiting.
+_SMALL_BODY = 4_096
 # Tables of many megabytes: how many are taken in and computed at once, so that memory is bounded.
 _LARGE_AT_ONCE, _TABLES_AT_ONCE = 4, 2
 _HEADER_LENGTH = "HTTP_" + HEADER_LENGTH.upper().replace("-", "_")
@@ -117,12 +119,19 @@ class App:
     """The outer WSGI callable. `draining` is set when the service is told to stop.
 
     schema: the columns that are described before there is a version; each version brings its own.
+    follower: who follows an MLflow server's aliases, where one keeps them; asked only for what it knows.
     """
 
     def __init__(
-        self, slots: Slots, serving: Serving, registry: CollectorRegistry, schema: Schema | None = None
+        self,
+        slots: Slots,
+        serving: Serving,
+        registry: CollectorRegistry,
+        schema: Schema | None = None,
+        follower: Follower | None = None,
     ) -> None:
-        self.slots, self.serving, self.registry, self.schema = slots, serving, registry, schema
+        self.slots, self.serving, self.registry = slots, serving, registry
+        self.schema, self.follower = schema, follower
         self.draining = threading.Event()
         self.flask = make_flask(self)
         self._paths = {f"/{slot}/predict": slot for slot in slots.aliases}
@@ -130,7 +139,7 @@ class App:
         Models(slots, registry)
         self._bound: dict[str, Bound] = {}
         busy = "too many requests are in flight"
-        self._small = Turns(min(_SMALL_AT_ONCE, serving.max_in_flight), serving.queue_seconds, busy)
+        self._small = Turns(serving.max_in_flight, serving.queue_seconds, busy)
         self._large = Turns(serving.max_in_flight, serving.queue_seconds, busy)
         # Some threads stay free of slow bodies, so that health, metrics and refusals always find one.
         sending = "too many bodies are being sent at once"

@@ -22,8 +22,11 @@ from gleaner.scores import Scores
 if TYPE_CHECKING:  # it loads the engine, of 20 MB, which the trainer does without
     from gleaner.slots import Slots
 
+if TYPE_CHECKING:
+    from gleaner.registry import Follower
+
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-UNMATCHED = "unmatched"
+UNMATCHED, OTHER = "unmatched", "other"
 STATUSES = ("success", "invalid", "error", "overloaded")
 RESULTS = ("success", "error")
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -99,7 +102,8 @@ class Traffic(Collector):
 
     def answered(self, method: str, path: str, status: str, seconds: float) -> None:
         """Count one answer, and end its being in progress."""
-        route = path if path in self.routes else UNMATCHED
+        # Whoever tries every method on every route makes one time series a method, not hundreds.
+        route = path if path in self.routes and status != "405" else UNMATCHED
         method = method if method in METHODS else "other"
         self._begun.pop()
         with self._lock:
@@ -136,13 +140,9 @@ class Traffic(Collector):
 
     def _count(self, method: str, route: str, status: str, seconds: float) -> None:
         key = (method, route, status)
-        try:
-            durations = self._durations[method, route]
-            self._requests[key] += 1
-        except KeyError:
-            durations = self._durations.setdefault((method, route), _Durations())
-            self._requests[key] = self._requests.get(key, 0) + 1
-        durations.add(seconds)
+        self._requests[key] = self._requests.get(key, 0) + 1
+        timed = (method, route if method == "POST" and route.endswith(_PREDICTING) else OTHER)
+        self._durations.setdefault(timed, _Durations()).add(seconds)
 
     def _predicted(self, slot: str, status: str, rows: int, seconds: float) -> None:
         self._predictions[slot, status] += 1
@@ -211,6 +211,28 @@ class Models(Collector):
         for reason in ("store", *REASONS):
             failures.add_metric([reason], self.slots.failures.get(reason, 0))
         yield failures
+
+
+class Following(Collector):
+    """How the registry's aliases are followed; there only where an MLflow server keeps them."""
+
+    def __init__(self, follower: Follower, registry: CollectorRegistry) -> None:
+        self.follower = follower
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        polls = CounterMetricFamily("registry_polls", "Looks at the registry's aliases.", labels=["result"])
+        for result, count in self.follower.polls.items():
+            polls.add_metric([result], count)
+        yield polls
+        refusals = CounterMetricFamily("registry_refusals", "Versions not taken up, by the reason.", labels=["reason"])
+        for reason, count in self.follower.refusals.items():
+            refusals.add_metric([reason], count)
+        yield refusals
+        last = GaugeMetricFamily("registry_last_success_timestamp_seconds", "When a look last succeeded.")
+        if self.follower.last_success is not None:
+            last.add_metric([], self.follower.last_success)
+        yield last
 
 
 class Resources(Collector):

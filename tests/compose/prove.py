@@ -79,6 +79,7 @@ def main() -> None:
         FOLDER.mkdir(mode=0o700, exist_ok=True)
         with only_one():
             clean(keep=keep)
+            check_ports()
             try:
                 prove()
                 code = 0
@@ -173,7 +174,7 @@ def prove() -> None:
 
 
 def prepare_machine() -> None:
-    """See that the programs are there and the ports are free."""
+    """See that the programs are there."""
     release = Path("/etc/os-release")
     if os.geteuid() != 0 or "ID=debian" not in (release.read_text() if release.exists() else ""):
         raise Failed(f"wanted root on Debian, for debootstrap and podman ({' '.join(PACKAGES)})")
@@ -187,6 +188,9 @@ def prepare_machine() -> None:
                 )
                 if done.returncode:
                     raise Failed(f"apt-get {command[0]}: {done.stderr[-500:]}")
+
+
+def check_ports() -> None:
     for name, port in PORTS.items():
         if holder := find_holder(port):
             raise Failed(f"port {port} is taken by {holder}; stop it, or set {name}_PORT")

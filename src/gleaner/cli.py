@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import signal
@@ -327,6 +328,8 @@ def serve(
     app = App(slots, settings.serving, registry, settings.schema_, followed)
     metrics_at = serve_metrics(registry, settings.serving.host, settings.ports.ml_app_metrics, "ports.ml_app_metrics")
     slots.refresh()
+    # What is there by now stays: a collection in the middle of a request need not look through all of it again.
+    gc.freeze()
     stop = threading.Event()
     follower = threading.Thread(
         target=slots.follow, args=(settings.serving.poll_seconds, stop), name="follower", daemon=True

@@ -7,12 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up venv test reliability lint bench bench-score bench-peers docs lock clean
+.PHONY: help up venv test reliability compose-test lint bench bench-score bench-peers docs lock clean
 
 help:
 	@echo 'make up [DATA=routes.csv] [ARGS="--champion spline"]   set up, train once, serve until Ctrl-C'
 	@echo 'make test [ARGS="-k schema"]                           set up and run the tests'
-	@echo 'make lint | reliability | bench | bench-score | bench-peers | docs | lock | clean'
+	@echo 'make lint | reliability | compose-test | bench | bench-score | bench-peers | docs | lock | clean'
 
 up: venv
 	@$(BIN)/gleaner train --if-empty $(DATA) $(ARGS)
@@ -25,11 +25,17 @@ test: venv
 reliability: venv
 	@MOMENTS=20 CONTRACT_EXAMPLES=1000 $(BIN)/python -m pytest --timeout 1800 tests/reliability tests/integration/test_protocols.py
 
+# docker-compose.yml, built and run without Docker; for root on Debian.
+compose-test: venv
+	@$(BIN)/python tests/compose/prove.py $(ARGS)
+
 lint: venv
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@tests/lint_rules.sh
+	@$(BIN)/hadolint --failure-threshold warning deploy/Dockerfile
+	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
 bench: venv
 	@$(BIN)/python bench/serving.py
@@ -66,8 +72,10 @@ lock: venv
 	    --custom-compile-command 'make lock' $$(echo $${extras#*:} | tr , ' ') pyproject.toml \
 	    --output-file requirements/$${extras%%:*}.lock; \
 	done
-	@echo uv | $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --python-version 3.11 \
-	  --custom-compile-command 'make lock' - --output-file requirements/uv.lock
+	@for tool in uv hatchling; do \
+	  echo $$tool | $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --python-version 3.11 \
+	    --custom-compile-command 'make lock' - --output-file requirements/$$tool.lock; \
+	done
 
 clean:
 	rm -rf $(VENV) .gleaner .gleaner-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

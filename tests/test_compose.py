@@ -1,0 +1,183 @@
+"""docker-compose.yml, deploy/Dockerfile and what the README says of them; `make compose-test` runs them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from fnmatch import fnmatch
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from gleaner.settings import load_settings
+
+TEXT = (ROOT / "docker-compose.yml").read_text()
+COMPOSE = yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", TEXT))
+SERVICES = COMPOSE["services"]
+ONE_SHOT = "grafana-password"
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
+README = (ROOT / "README.md").read_text()
+PORTS = load_settings(ROOT / "gleaner.toml").ports
+# Which of `[ports]` each service has on this machine. The API alone differs: macOS holds 5000, so a laptop has 5001.
+PUBLISHED = {"ml-app": 5000, "mlflow": PORTS.mlflow, "prometheus": PORTS.prometheus, "grafana": PORTS.grafana}
+
+
+def published(service: str) -> list[tuple[str, int, int]]:
+    """(address, port on this machine, port in the container) of each published port."""
+    found = [port.rsplit(":", 2) for port in SERVICES[service].get("ports", [])]
+    return [(address, int(here), int(inside)) for address, here, inside in found]
+
+
+def mounts(service: str) -> dict[str, str]:
+    """What is mounted where."""
+    return {path: what for what, path, *_ in (volume.split(":") for volume in SERVICES[service].get("volumes", []))}
+
+
+def test_the_file_fits_the_schema_of_compose():
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*command, ROOT / "docker-compose.yml"], capture_output=True, text=True, check=False)
+
+    assert 0 == done.returncode, done.stdout
+
+
+def test_the_file_has_nothing_that_docker_compose_1_29_refuses():
+    assert {"services", "volumes"} == {key for key in COMPOSE if not key.startswith("x-")}
+
+
+def test_the_services_are_those_of_the_system_and_one_that_makes_a_password():
+    assert {"ml-app", "train-metrics", "mlflow", "prometheus", "alertmanager", "grafana", ONE_SHOT} == set(SERVICES)
+
+
+def test_everything_published_is_on_loopback_at_the_ports_of_the_settings():
+    found = {name: published(name) for name in SERVICES}
+
+    assert {"127.0.0.1"} == {address for ports in found.values() for address, _, _ in ports}
+    assert PUBLISHED == {name: here for name, ports in found.items() for _, here, _ in ports}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_hardened(name):
+    service = SERVICES[name]
+
+    assert re.fullmatch(r"[1-9]\d*:\d+", service["user"])
+    assert service["read_only"] is True
+    assert ["/tmp"] == service["tmpfs"]
+    assert ["ALL"] == service["cap_drop"]
+    assert ["no-new-privileges:true"] == service["security_opt"]
+    assert re.fullmatch(r"\d+[mg]", service["mem_limit"])
+    assert not {"privileged", "cap_add", "devices", "network_mode", "pid", "ipc"} & set(service)
+
+
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - {ONE_SHOT}))
+def test_every_service_that_stays_has_a_health_check_and_starts_again(name):
+    assert "CMD" == SERVICES[name]["healthcheck"]["test"][0]
+    assert "unless-stopped" == SERVICES[name]["restart"]
+
+
+def test_every_image_is_pinned_and_can_be_replaced_by_a_variable():
+    images = re.findall(r"\$\{(\w+_IMAGE):-([^}]+)\}", TEXT)
+    unpinned = [image for _, image in images if not re.search(r":v?\d+\.\d+\.\d+(-[a-z-]+)?$", image)]
+
+    assert {"PYTHON_IMAGE", "PROMETHEUS_IMAGE", "ALERTMANAGER_IMAGE", "GRAFANA_IMAGE"} == {name for name, _ in images}
+    assert [] == unpinned
+    assert len(set(images)) == 4, "one image has two versions"
+    assert all("build" in service or "image" in service for service in SERVICES.values())
+
+
+def test_the_dockerfiles_base_is_the_one_of_the_compose_file():
+    (base,) = re.findall(r"^ARG BASE=(.+)$", DOCKERFILE, re.MULTILINE)
+
+    assert {base} == {service["build"]["args"]["BASE"] for service in SERVICES.values() if "build" in service}
+    assert {"${BASE}", "libraries"} == {line.split()[1] for line in DOCKERFILE.splitlines() if line.startswith("FROM ")}
+
+
+def test_images_install_only_what_a_lock_has_by_hash():
+    installs = DOCKERFILE.replace("\\\n", " ").count(" install --no-cache-dir")
+
+    assert 3 == installs
+    assert 2 == DOCKERFILE.count("--require-hashes")
+    assert 1 == DOCKERFILE.count("--no-deps")
+
+
+def test_whatever_is_written_is_in_a_volume_that_outlives_down():
+    named = [what for name in SERVICES for what in mounts(name).values() if not what.startswith("./")]
+
+    assert set(COMPOSE["volumes"]) == set(named)
+    assert {"grafana"} == {what for what in named if named.count(what) > 1}
+    assert all(about is None for about in COMPOSE["volumes"].values())
+
+
+def test_what_is_mounted_from_the_project_is_there_and_read_only():
+    for name, service in SERVICES.items():
+        for volume in service.get("volumes", []):
+            if volume.startswith("./"):
+                assert (ROOT / volume.split(":")[0]).is_dir(), f"{name}: {volume}"
+                assert volume.endswith(":ro"), f"{name}: {volume}"
+
+
+def test_prometheus_looks_where_the_services_listen():
+    scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    targets = {target for job in scraped for config in job["static_configs"] for target in config["targets"]}
+    own = {f"ml-app:{PORTS.ml_app_metrics}", f"train-metrics:{PORTS.train_metrics}"}
+
+    assert own | {"mlflow:5000", "prometheus:9090"} == targets
+    assert {target.split(":")[0] for target in targets} <= set(SERVICES)
+    assert "--expose-prometheus=/tmp/metrics" in SERVICES["mlflow"]["command"]
+
+
+def test_mlflow_takes_the_other_services_and_this_machine_and_nobody_else():
+    (hosts,) = [word.split("=")[1] for word in SERVICES["mlflow"]["command"] if word.startswith("--allowed-hosts")]
+
+    assert "mlflow:5000,localhost:*,127.0.0.1:*" == hosts
+    for name in ("ml-app", "train-metrics"):
+        assert "http://mlflow:5000" == SERVICES[name]["environment"]["GLEANER_TRACKING__URI"]
+
+
+def test_grafana_never_starts_without_the_password_that_was_made_for_it():
+    made = SERVICES["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD__FILE"]
+    folder, name = made.rsplit("/", 1)
+
+    # Whether or not conditions are looked at, its start waits for the file.
+    assert f"until test -s {made}; do sleep 1; done; exec /run.sh" == SERVICES["grafana"]["entrypoint"][2]
+    assert "service_completed_successfully" == SERVICES["grafana"]["depends_on"][ONE_SHOT]["condition"]
+    assert mounts(ONE_SHOT)[folder] == mounts("grafana")[folder]
+    assert f"mv {name}.half {name}" in SERVICES[ONE_SHOT]["command"][0]
+    for setting in ("GF_USERS_ALLOW_SIGN_UP", "GF_AUTH_ANONYMOUS_ENABLED", "GF_ANALYTICS_REPORTING_ENABLED"):
+        assert "false" == SERVICES["grafana"]["environment"][setting]
+
+
+def test_no_secret_is_in_the_file():
+    settings = [key for service in SERVICES.values() for key in service.get("environment", {})]
+
+    assert ["GF_SECURITY_ADMIN_PASSWORD__FILE"] == [key for key in settings if re.search("PASS|TOKEN|SECRET|KEY", key)]
+
+
+def test_the_build_context_holds_what_the_dockerfile_takes_and_little_else():
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    let_in = [line[1:] for line in lines if line.startswith("!")]
+    wanted = ["requirements/serve.lock", "requirements/train.lock", "requirements/hatchling.lock", "pyproject.toml"]
+    wanted += ["README.md", "LICENSE", "gleaner.toml", "examples/food-drive/routes.csv", "src/gleaner"]
+
+    assert "*" == lines[0]
+    assert "**/__pycache__" == lines[-1]
+    assert [] == [path for path in wanted if not any(fnmatch(path, pattern) for pattern in let_in)]
+    assert [] == [path for path in wanted if not (ROOT / path).exists()]
+    assert [] == [pattern for pattern in let_in if not any(fnmatch(path, pattern) for path in wanted)]
+
+
+def test_the_readmes_table_has_every_service_with_its_addresses():
+    table = README.split("| service | on this machine |")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+    assert set(SERVICES) - {ONE_SHOT} == {row[0].strip("`") for row in rows}
+    for name, here, inside, _ in rows:
+        ports = published(name.strip("`"))
+        assert [f"http://127.0.0.1:{port}" for _, port, _ in ports] == re.findall(r"http://[\d.:]+", here)
+        assert {f"{name.strip('`')}:{port}" for _, _, port in ports} <= set(re.findall(r"`([^`]+)`", inside))
+    inside = {address for row in rows for address in re.findall(r"`([^`]+)`", row[2])}
+    own = {f"ml-app:{PORTS.ml_app_metrics}", f"train-metrics:{PORTS.train_metrics}"}
+    assert own | {f"alertmanager:{PORTS.alertmanager}"} == inside - {
+        f"{name}:{port}" for name in SERVICES for _, _, port in published(name)
+    }

@@ -9,12 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import numpy as np
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -173,6 +176,62 @@ def serving(folder: Path, *arguments: object, **environment: str) -> Iterator[Se
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@dataclass
+class Resident:
+    """A running `gleaner train --resident`."""
+
+    process: subprocess.Popen[str]
+    port: int
+    log: Path
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample, by its name and labels as they are exposed."""
+        lines = httpx.get(f"http://127.0.0.1:{self.port}/metrics").text.splitlines()
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[:1] != "#")}
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@contextmanager
+def residing(folder: Path, *arguments: object, **environment: str) -> Iterator[Resident]:
+    """`gleaner train --resident` in a folder, on a free port, until the block ends."""
+    log = folder / "trainer.log"
+    command = [sys.executable, "-m", "gleaner", "train", "--resident", "--metrics-port", "0", *map(str, arguments)]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=folder, env=os.environ | environment, stdout=subprocess.PIPE, stderr=file, text=True
+        )
+    assert process.stdout
+    try:
+        line = process.stdout.readline()
+        found = re.search(r"metrics on http://127\.0\.0\.1:(\d+)", line)
+        assert found, f"{line}{log.read_text()}"
+        yield Resident(process, int(found[1]), log)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> bool:
+    """Whether a condition comes true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def has_ended(pid: int) -> bool:
+    """Also where the first process of a container does not ask how its adopted children ended."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,17 @@ def test_only_settings_reads_the_environment(name):
     assert not re.search(r"\bos\.(environ|getenv)\b", text)
 
 
+def test_the_resident_trainer_loads_nothing_of_training_nor_the_engine():
+    modules = "cli, logs, metrics, server, settings, trainer"
+    code = f"import sys; from gleaner import {modules}; print(*sys.modules)"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+
+    assert "gleaner.trainer" in loaded
+    assert set() == loaded & {"mlflow", "sklearn", "pandas", "scipy", "onnx", "onnxruntime", "matplotlib"}
+
+
 def test_serving_loads_nothing_of_training():
     modules = "app, server, slots, metrics, settings, doctor, client"
     code = f"import sys; from gleaner import {modules}; print(*sys.modules)"

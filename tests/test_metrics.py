@@ -12,10 +12,11 @@ import made
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from gleaner.events import Chosen, Epoch, Started, Step, Validated
+from gleaner.events import Chosen, Epoch, Finished, Started, Step, Validated
 from gleaner.metrics import (
     BUCKETS,
     METHODS,
+    RESULTS,
     STATUSES,
     Models,
     Resources,
@@ -343,15 +344,45 @@ def test_after_a_training_the_champion_is_shown(registry):
     assert {"training_loss": champion.training_loss, **champion.scores.named("validation_")} == shown(registry)
 
 
+FINISHED = Finished({"champion": 3}, "linear", Scores(0.5, 0.75, 0.25, 3.5), 0.375, 600, 0, seconds=12.5, at=1.7e9)
+
+
 def test_a_success_is_shown_with_its_time_and_outlives_the_next_start(registry):
     metrics = TrainingMetrics(registry)
-    before = time.time()
 
-    metrics.succeeded(12.5)
+    metrics.record(FINISHED)
+    assert {"training_loss": 0.375, **FINISHED.scores.named("validation_")} == shown(registry)
     metrics.record(Started("linear"))
 
+    assert {} == shown(registry)
     assert 12.5 == registry.get_sample_value("training_duration_seconds")
-    assert before <= registry.get_sample_value("training_last_success_timestamp_seconds") <= time.time()
+    assert 1.7e9 == registry.get_sample_value("training_last_success_timestamp_seconds")
+
+
+def test_trainings_are_counted_by_their_result(registry):
+    metrics = TrainingMetrics(registry)
+    counts = [registry.get_sample_value("training_runs_total", {"result": result}) for result in RESULTS]
+    assert [0, 0] == counts
+
+    metrics.record(FINISHED)
+    metrics.failed(FINISHED)
+    metrics.failed(None)
+
+    assert 1 == registry.get_sample_value("training_runs_total", {"result": "success"})
+    assert 2 == registry.get_sample_value("training_runs_total", {"result": "error"})
+
+
+def test_after_a_failure_the_last_success_is_shown_again_or_nothing(registry):
+    metrics = TrainingMetrics(registry)
+    metrics.record(Epoch("spline", 1, 99.0))
+
+    metrics.failed(FINISHED)
+    assert {"training_loss": 0.375, **FINISHED.scores.named("validation_")} == shown(registry)
+
+    metrics.record(Started("spline"))
+    metrics.record(Epoch("spline", 1, 99.0))
+    metrics.failed(None)
+    assert {} == shown(registry)
 
 
 def test_a_scrape_in_the_middle_of_changes_never_fails(registry):

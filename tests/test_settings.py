@@ -270,6 +270,13 @@ def test_one_wrong_letter_is_near_enough(name, at, letter):
     assert f"; did you mean {name!r}?" == nearest(misspelt, [name, "something_else"])
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("", None), ("30s", 30), ("90m", 5_400), ("24h", 86_400), ("7d", 604_800)]
+)
+def test_a_duration_is_a_number_and_its_unit(tmp_path, text, seconds):
+    assert seconds == load(tmp_path, f'[training]\nevery = "{text}"').training.every_seconds
+
+
 # Values out of range
 
 
@@ -279,6 +286,13 @@ def test_one_wrong_letter_is_near_enough(name, at, letter):
         ("[training]\nfolds = 1", "training.folds: input should be greater than or equal to 2; got 1"),
         ("[training]\nseed = -1", "training.seed: input should be greater than or equal to 0; got -1"),
         ("[training]\nseed = 4294967296", "training.seed: input should be less than 4294967296; got 4294967296"),
+        *(
+            (
+                f'[training]\nevery = "{text}"',
+                f"training.every: wanted a duration such as 90m, 24h or 7d, or nothing; got '{text}'",
+            )
+            for text in ("24", "0h", "1.5h", "24 h", "h", "daily", "9999999d", "1w")
+        ),
         ("[ports]\nml_app = 65536", "ports.ml_app: input should be less than or equal to 65535; got 65536"),
         ("[serving]\nport = 65536", "serving.port: input should be less than or equal to 65535; got 65536"),
         ("[serving]\npoll_seconds = 0", "serving.poll_seconds: input should be greater than 0; got 0"),

@@ -189,6 +189,23 @@ class whole_folder:  # noqa: N801  # reads as a verb: `with whole_folder(path) a
             shutil.rmtree(self.half, ignore_errors=True)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees it either as it was or as it will be, whatever happens meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, half = tempfile.mkstemp(prefix=".half-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(half).chmod(0o644)
+        Path(half).rename(path)
+        sync(path.parent)
+    except BaseException:
+        Path(half).unlink(missing_ok=True)
+        raise
+
+
 def sync(path: Path) -> None:
     """Force a file, or a folder's list of names, onto the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -66,9 +68,15 @@ def init(data: Path, target: str) -> None:
 @click.option("--metrics-port", type=int, help="The port of the training metrics; 0 for any free one.")
 @click.option("--if-empty", is_flag=True, help="Do nothing if there is a version already.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
-@click.pass_obj
+@click.option(
+    "--resident", is_flag=True, help="Stay, expose the metrics, and train: with no champion, on --every, and on --now."
+)
+@click.option("--every", help="With --resident: how long after a training the next one begins, such as 24h.")
+@click.option("--now", is_flag=True, help="Tell the running resident to train; it has its own data and settings.")
+@click.option("--events-fd", type=int, hidden=True, help="In the resident's child: where to tell its events.")
+@click.pass_context
 def train(
-    config: Path | None,
+    context: click.Context,
     data: Path | None,
     champion: str | None,
     challenger: str | None,
@@ -78,33 +86,121 @@ def train(
     metrics_port: int | None,
     if_empty: bool,
     as_json: bool,
+    resident: bool,
+    every: str | None,
+    now: bool,
+    events_fd: int | None,
 ) -> None:
     """Train on DATA, a CSV file, and register the two best candidates."""
     from gleaner.settings import load_settings, prepare_mlflow
 
+    _check_usage(context)
     training = {
         "champion": champion,
         "challenger": challenger,
         "candidates": candidates.split(",") if candidates else None,
         "seed": seed,
+        "every": every,
     }
-    settings = load_settings(config, _flags(training=training, ports={"train_metrics": metrics_port}))
-    source = data or settings.data
-    if source is None:
-        raise BadTraining("no data: name a CSV file, or set training.data in gleaner.toml")
-    if if_empty and _has_version(settings, data):
+    if now:
+        _tell_resident(load_settings(context.obj))
         return
-    prepare_mlflow(settings)
-    with _extra("train", _TRAINING_MODULES):
-        _train(settings, source, linger=linger, as_json=as_json)
+    with _failing_aloud(events_fd):
+        settings = load_settings(context.obj, _flags(training=training, ports={"train_metrics": metrics_port}))
+        if resident:
+            _reside(settings, context)
+            return
+        # Told to stop, be interrupted as by Ctrl-C: then the runs are marked FAILED.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        source = data or settings.data
+        if source is None:
+            raise BadTraining("no data: name a CSV file, or set training.data in gleaner.toml")
+        if if_empty and _has_version(settings, data):
+            return
+        prepare_mlflow(settings)
+        with _extra("train", _TRAINING_MODULES):
+            _train(settings, source, linger=linger, as_json=as_json, events_fd=events_fd)
 
 
-def _train(settings: Settings, source: Path, *, linger: bool, as_json: bool) -> None:
+def _check_usage(context: click.Context) -> None:
+    """Some options of `train` make no sense together."""
+    given = {name for name, value in context.params.items() if value is not None and value is not False}
+    if "now" in given and given != {"now"}:
+        raise click.UsageError("--now goes alone: the running resident has its own data and settings")
+    if "every" in given and "resident" not in given:
+        raise click.UsageError("--every is for --resident")
+    if "resident" in given and given & {"linger", "if_empty", "as_json"}:
+        raise click.UsageError("--resident stays by itself, and reports in its log: no --linger, --if-empty or --json")
+
+
+def _tell_resident(settings: Settings) -> None:
+    from gleaner.trainer import ask
+
+    click.echo(f"told the trainer, {ask(settings.state)}; a training that is under way is finished first")
+
+
+def _reside(settings: Settings, context: click.Context) -> None:
+    """Stay as the trainer until SIGTERM or Ctrl-C."""
+    from prometheus_client import CollectorRegistry, ProcessCollector
+
+    from gleaner.logs import start_logging
+    from gleaner.metrics import Resources, TrainingMetrics
+    from gleaner.server import check_host, serve_metrics
+    from gleaner.trainer import Trainer
+
+    start_logging(settings.serving.log)
+    check_host(settings.serving.host, insecure=settings.serving.insecure)
+    # The child reads the settings anew, so it is given what was given here.
+    command = [sys.executable, "-m", "gleaner", "--config", str(settings.file.absolute()), "train", "--json"]
+    for name in ("champion", "challenger", "candidates", "seed"):
+        if context.params[name] is not None:
+            command += [f"--{name}", str(context.params[name])]
+    if context.params["data"]:
+        command.append(str(context.params["data"].absolute()))
+    registry = CollectorRegistry()
+    trainer = Trainer(command, settings, TrainingMetrics(registry))
+    ProcessCollector(registry=registry)
+    Resources([settings.state], registry)
+    port = serve_metrics(registry, settings.serving.host, settings.ports.train_metrics, "ports.train_metrics")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: trainer.stop())
+
+    def on_ready() -> None:
+        click.echo(f"trainer of {settings.model.name}, metrics on http://{settings.serving.host}:{port}/metrics")
+        sys.stdout.flush()
+
+    trainer.run(on_ready)
+
+
+@contextmanager
+def _failing_aloud(events_fd: int | None) -> Iterator[None]:
+    """In the resident's child: what the user can fix is told to the resident, which alone logs."""
+    try:
+        if events_fd is not None:
+            from gleaner.trainer import follow_trainer
+
+            follow_trainer(events_fd)
+        yield
+    except KeyboardInterrupt:
+        if events_fd is None:
+            raise
+        sys.exit(130)
+    except GleanerError as e:
+        if events_fd is None:
+            raise
+        from gleaner.events import Failed
+        from gleaner.trainer import tell
+
+        tell(events_fd, Failed(type(e).__name__, str(e)))
+        sys.exit(1)
+
+
+def _train(settings: Settings, source: Path, *, linger: bool, as_json: bool, events_fd: int | None) -> None:
     """One training, from the file to the aliases."""
     from prometheus_client import CollectorRegistry, ProcessCollector
 
     from gleaner.artifact import Artifact
-    from gleaner.events import Chosen, Loaded
+    from gleaner.events import Chosen, Finished, Loaded
     from gleaner.metrics import Resources, TrainingMetrics
     from gleaner.packing import pack
     from gleaner.predictor import ENGINE, selftest
@@ -112,14 +208,18 @@ def _train(settings: Settings, source: Path, *, linger: bool, as_json: bool) -> 
     from gleaner.store import Store
     from gleaner.tables import read_table
     from gleaner.tracking import Recorder
+    from gleaner.trainer import tell, write_last
     from gleaner.training import train as run_training
 
     began = time.monotonic()
-    registry = CollectorRegistry()
-    metrics = TrainingMetrics(registry)
-    ProcessCollector(registry=registry)
-    Resources([settings.state], registry)
-    port = serve_metrics(registry, settings.serving.host, settings.ports.train_metrics, "ports.train_metrics")
+    if events_fd is None:
+        registry = CollectorRegistry()
+        hear: Callable[[Event], object] = TrainingMetrics(registry).record
+        ProcessCollector(registry=registry)
+        Resources([settings.state], registry)
+        port = serve_metrics(registry, settings.serving.host, settings.ports.train_metrics, "ports.train_metrics")
+    else:
+        hear = partial(tell, events_fd)
     report = _Report(quiet=as_json)
     table = read_table(source, settings.schema_, max_rows=settings.training.max_rows)
     report.read(table)
@@ -128,7 +228,7 @@ def _train(settings: Settings, source: Path, *, linger: bool, as_json: bool) -> 
     with tempfile.TemporaryDirectory(prefix="gleaner-") as scratch, Recorder(settings, source) as recorder, report:
         for event in run_training(table, settings):
             recorder.record(event)
-            metrics.record(event)
+            hear(event)
             report.show(event)
             if isinstance(event, Loaded):
                 constant = event.constant
@@ -148,12 +248,23 @@ def _train(settings: Settings, source: Path, *, linger: bool, as_json: bool) -> 
             store.remember_passed(version, added.digest, ENGINE)
         recorder.point(versions)
         store.point({"champion": None, "challenger": None, **versions})
-    metrics.succeeded(time.monotonic() - began)
+    finished = Finished(
+        versions=versions,
+        candidate=chosen.champion.candidate,
+        scores=chosen.champion.scores,
+        training_loss=chosen.champion.training_loss,
+        rows=len(table.y),
+        refused=table.refused,
+        seconds=time.monotonic() - began,
+        at=time.time(),
+    )
+    write_last(settings.state, finished)
+    hear(finished)
     outcome = {
         alias: {"version": version, "candidate": roles[alias].candidate, **roles[alias].scores.named()}
         for alias, version in versions.items()
     }
-    report.done(outcome, time.monotonic() - began)
+    report.done(outcome, finished.seconds)
     if linger:
         click.echo(f"training metrics stay on http://{settings.serving.host}:{port}/metrics until Ctrl-C", err=True)
         threading.Event().wait()

@@ -1,5 +1,5 @@
 """What a training says while it runs, in its order: Loaded, then for each candidate Started, Validated, Epochs and
-Fitted, then Suspects and Chosen."""
+Fitted, then Suspects and Chosen; and Finished, once its models are registered and served."""
 
 from __future__ import annotations
 
@@ -89,10 +89,36 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The end: which candidates serve. `challenger` is None where there is only one."""
+    """The end of the computing: which candidates serve. `challenger` is None where there is only one."""
 
     champion: Fitted
     challenger: Fitted | None
 
 
-Event = Loaded | Started | Step | Tuned | Validated | Epoch | Fitted | Suspect | Chosen
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The very end: the versions are registered, and the aliases moved. It is small, and all that is kept.
+
+    versions: by alias. candidate, scores, training_loss: the champion's. rows, refused: of the file.
+    seconds: what it all took. at: when it was done, in Unix time.
+    """
+
+    versions: Mapping[str, int]
+    candidate: str
+    scores: Scores
+    training_loss: float
+    rows: int
+    refused: int
+    seconds: float
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Instead of Finished, what the user can fix: the name of the error's class, and its message."""
+
+    kind: str
+    reason: str
+
+
+Event = Loaded | Started | Step | Tuned | Validated | Epoch | Fitted | Suspect | Chosen | Finished | Failed

@@ -8,6 +8,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -15,13 +16,16 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from gleaner.artifact import REASONS
-from gleaner.events import Chosen, Epoch, Event, Fitted, Started, Validated
+from gleaner.events import Chosen, Epoch, Event, Finished, Started, Validated
 from gleaner.scores import Scores
-from gleaner.slots import Slots
+
+if TYPE_CHECKING:  # it loads the engine, of 20 MB, which the trainer does without
+    from gleaner.slots import Slots
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 UNMATCHED = "unmatched"
 STATUSES = ("success", "invalid", "error", "overloaded")
+RESULTS = ("success", "error")
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 # What a route has answered is shown from 0 on, so that a first error is an increase.
 _KNOWN = ("200", "422", "500", "503")
@@ -259,7 +263,8 @@ class Resources(Collector):
 class TrainingMetrics:
     """The gauges of a training, set by its events.
 
-    While it runs they show the candidate being fitted; after Chosen, the champion.
+    While it runs they show the candidate being fitted; after Chosen, the champion; after a failure, again what the
+    last finished training has left.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -285,6 +290,9 @@ class TrainingMetrics:
             registry=registry,
         )
         self.epochs = Counter("training_epoch", "Passes, boosting rounds and batches of trees.", registry=registry)
+        self.runs = Counter("training_runs", "Trainings that ended, by result.", ["result"], registry=registry)
+        for result in RESULTS:
+            self.runs.labels(result)
         self._shown: set[str] = set()
 
     def record(self, event: Event) -> None:
@@ -299,17 +307,31 @@ class TrainingMetrics:
             case Validated(_, _, scores):
                 self._show(**_validation(scores))
             case Chosen(champion, _):
-                self._champion(champion)
+                self._name(champion.candidate)
+                self._show(training_loss=champion.training_loss, **_validation(champion.scores))
+            case Finished():
+                self.restore(event)
+                self.runs.labels("success").inc()
             case _:
                 pass
 
-    def succeeded(self, seconds: float) -> None:
-        """A training has registered its models, in this many seconds."""
-        self._show(training_duration_seconds=seconds, training_last_success_timestamp_seconds=time.time())
+    def failed(self, last: Finished | None) -> None:
+        """A training has ended without a model; `last` is the last one that did not."""
+        self.runs.labels("error").inc()
+        self.restore(last)
 
-    def _champion(self, champion: Fitted) -> None:
-        self._name(champion.candidate)
-        self._show(training_loss=champion.training_loss, **_validation(champion.scores))
+    def restore(self, last: Finished | None) -> None:
+        """Show what the last finished training has left, or nothing where there was none."""
+        self._hide()
+        self.candidate.clear()
+        if last:
+            self._name(last.candidate)
+            self._show(
+                training_loss=last.training_loss,
+                training_duration_seconds=last.seconds,
+                training_last_success_timestamp_seconds=last.at,
+                **_validation(last.scores),
+            )
 
     def _name(self, candidate: str) -> None:
         self.candidate.clear()

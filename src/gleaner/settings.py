@@ -23,8 +23,18 @@ CANDIDATES: tuple[Candidate, ...] = ("linear", "decision_tree", "random_forest",
 # Read elsewhere than in the file's sections: which file to read, and the real routes that some tests want.
 _OTHER_VARIABLES = frozenset({"GLEANER_CONFIG", "GLEANER_REAL_ROUTES"})
 
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def _duration(text: str) -> str:
+    if text and not re.fullmatch(r"[1-9][0-9]{0,5}[smhd]", text):
+        raise ValueError("wanted a duration such as 90m, 24h or 7d, or nothing")
+    return text
+
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=1, le=366 * 86_400)]
+Duration = Annotated[str, AfterValidator(_duration)]
 
 
 class _Section(BaseModel):
@@ -61,6 +71,14 @@ class Training(_Section):
     suspect_deviation: float = Field(
         5.0, gt=0, description="A row is pointed at when its residual is this many robust standard deviations off."
     )
+    every: Duration = Field(
+        "",
+        description="How long after a training `gleaner train --resident` trains anew: `24h`, `7d`; empty for never.",
+    )
+
+    @property
+    def every_seconds(self) -> float | None:
+        return float(self.every[:-1]) * _SECONDS[self.every[-1]] if self.every else None
 
 
 class WithinFactor(_Section):

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from gleaner.artifact import MANIFEST, Artifact, read_artifact, sync, whole_folder
+from gleaner.artifact import MANIFEST, Artifact, read_artifact, replace_file, whole_folder
 from gleaner.errors import BadStore
 
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -92,7 +90,7 @@ class Store:
                 raise BadStore(f"no version {version} in {self.root}; there is {known}")
         with self._locked():
             moved = {name: version for name, version in {**self.aliases(), **aliases}.items() if version is not None}
-            self._replace(self.root / "aliases.json", moved)
+            replace_file(self.root / "aliases.json", json.dumps(moved).encode())
 
     def has_passed(self, version: int, digest: str, engine: str) -> bool:
         """Whether this very artifact passed its self-test under this very engine."""
@@ -102,7 +100,7 @@ class Store:
             return False
 
     def remember_passed(self, version: int, digest: str, engine: str) -> None:
-        self._replace(self._passed(version), {"digest": digest, "engine": engine})
+        replace_file(self._passed(version), json.dumps({"digest": digest, "engine": engine}).encode())
 
     def _passed(self, version: int) -> Path:
         return self.root / "passed" / f"{version}.json"
@@ -114,19 +112,3 @@ class Store:
         with (self.root / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-    def _replace(self, path: Path, content: object) -> None:
-        """A file that a reader sees either as it was or as it will be."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, half = tempfile.mkstemp(prefix=".half-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(half).chmod(0o644)
-            Path(half).rename(path)
-            sync(path.parent)
-        except BaseException:
-            Path(half).unlink(missing_ok=True)
-            raise

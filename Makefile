@@ -7,12 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up venv test lint bench docs lock clean
+.PHONY: help up venv test lint bench bench-score bench-peers docs lock clean
 
 help:
 	@echo 'make up [DATA=routes.csv] [ARGS="--champion spline"]   set up, train once, serve until Ctrl-C'
 	@echo 'make test [ARGS="-k schema"]                           set up and run the tests'
-	@echo 'make lint | bench | docs | lock | clean'
+	@echo 'make lint | bench | bench-score | bench-peers | docs | lock | clean'
 
 up: venv
 	@$(BIN)/gleaner train --if-empty $(DATA) $(ARGS)
@@ -30,6 +30,12 @@ lint: venv
 bench: venv
 	@$(BIN)/python bench/serving.py
 	@$(BIN)/python bench/training.py
+
+bench-score: venv
+	@$(BIN)/python bench/scoring.py
+
+bench-peers: venv
+	@$(BIN)/python bench/comparison.py $(ARGS)
 
 # What the locks say, checked by hash. uv does it in seconds; where it cannot reach what pip is set up for, pip does.
 venv: $(VENV)/.made
@@ -51,7 +57,7 @@ docs: venv
 
 # The newest versions that fit pyproject.toml, with hashes and without addresses.
 lock: venv
-	@for extras in serve: train:--extra=train dev:--extra=train,--extra=monitoring,--group=dev; do \
+	@for extras in serve: train:--extra=train dev:--extra=train,--extra=monitoring,--extra=parquet,--group=dev; do \
 	  $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --python-version 3.11 \
 	    --custom-compile-command 'make lock' $$(echo $${extras#*:} | tr , ' ') pyproject.toml \
 	    --output-file requirements/$${extras%%:*}.lock; \
@@ -60,5 +66,5 @@ lock: venv
 	  --custom-compile-command 'make lock' - --output-file requirements/uv.lock
 
 clean:
-	rm -rf $(VENV) .gleaner .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) .gleaner .gleaner-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,136 +11,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-import psutil
-from sklearn.ensemble import RandomForestRegressor
-from sklearn.tree import DecisionTreeRegressor
+from rig import (
+    ROOT,
+    fill_store,
+    fit_models,
+    free_port,
+    load,
+    make_table,
+    members,
+    need_tools,
+    objects,
+    ratios,
+    serving,
+    spread,
+    write_script,
+)
 
-from gleaner.events import Fitted
-from gleaner.packing import pack
-from gleaner.schema import Array
-from gleaner.scores import Scores
-from gleaner.settings import Settings, load_settings
-from gleaner.store import Store
-from gleaner.tables import Table, read_table
-
-ROOT = Path(__file__).resolve().parents[1]
-BODIES = 1_024
-LUA = """
-local bodies = {%s}
-local next = 0
-wrk.method = "POST"
-wrk.headers["Content-Type"] = "application/json"
-request = function()
-  next = next %% #bodies + 1
-  return wrk.format(nil, nil, nil, bodies[next])
-end
-"""
-
-
-def make_table(rows: int = BODIES) -> Table:
-    """Routes of realistic spread; the target has noise, so that trees grow to their full depth."""
-    random = np.random.default_rng(0)
-    time_spent = np.round(random.lognormal(3.6, 0.6, rows).clip(1, 1440))
-    doors = np.round(random.lognormal(5.0, 0.6, rows).clip(1, 10_000))
-    value = np.round(random.lognormal(13.0, 1.2, rows).clip(1e5, 1e9), -2)
-    bags = np.round((8 + 0.19 * time_spent + 0.05 * doors) * random.lognormal(0, 0.4, rows))
-    return Table(
-        path=Path("made"),
-        X=np.column_stack([time_spent, doors, value]),
-        y=bags,
-        lines=np.arange(rows) + 2,
-        days=np.full(rows, np.nan),
-        taken={},
-        faults=(),
-        refused=0,
-        sha256="",
-        encoding="utf-8",
-    )
-
-
-def fill_store(settings: Settings, table: Table) -> None:
-    """Version 1, the tree, for v1; version 2, the forest, for v2."""
-    store, scores = Store(settings.store), Scores(0.0, 0.0, 0.0, 0.0)
-    estimators = {
-        "decision_tree": DecisionTreeRegressor(max_depth=3, random_state=0),
-        "random_forest": RandomForestRegressor(200, max_depth=10, random_state=0),
-    }
-    for number, (name, estimator) in enumerate(estimators.items(), start=1):
-        fitted = Fitted(name, estimator.fit(table.X, table.y), {}, scores, table.y, 0.0, 1, 0.0)
-        with tempfile.TemporaryDirectory() as scratch:
-            store.add(number, pack(fitted, table, scores, settings, Path(scratch) / "a").folder)
-    store.point({"champion": 1, "challenger": 2})
-
-
-@contextmanager
-def server(command: list[str], environment: dict[str, str]):
-    """A server pinned to the first core; (process, its first line)."""
-    pinned = ["taskset", "-c", "0", sys.executable, *command]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(pinned, env=environment, text=True, **pipes) as process:
-        try:
-            yield process, process.stdout.readline()
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
-
-
-def load(port: int, path: str, script: Path, seconds: int) -> tuple[float, float]:
-    """(requests a second, p99 in milliseconds) of one run of wrk on the second core."""
-    url = f"http://127.0.0.1:{port}{path}"
-    command = ["taskset", "-c", "1", "wrk", "-t1", "-c16", f"-d{seconds}s", "--latency", "-s", str(script), url]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 30).stdout
-    if "Non-2xx" in out or "Socket errors" in out:
-        sys.exit(f"{path} did not answer every request with 200:\n{out}")
-    number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", out).groups()
-    milliseconds = float(number) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1]), milliseconds
-
-
-def bodies(X: Array) -> list[str]:
-    names = ("time_spent", "doors_in_route", "assessed_value")
-    return [json.dumps(dict(zip(names, map(int, row), strict=True))) for row in X]
-
-
-def start_seconds(environment: dict[str, str]) -> float:
-    """Time from the start of `gleaner serve` to its first answered prediction."""
-    body = b'{"time_spent":30,"doors_in_route":50,"assessed_value":200000}'
-    port = 18_473
-    began = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gleaner", "serve", "--port", str(port), "--metrics-port", "0"],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        while True:
-            request = urllib.request.Request(
-                f"http://127.0.0.1:{port}/v1/predict", body, {"Content-Type": "application/json"}
-            )
-            try:
-                urllib.request.urlopen(request, timeout=5).close()
-                return time.perf_counter() - began
-            except OSError:
-                if time.perf_counter() - began > 60:
-                    sys.exit("the service did not start")
-                time.sleep(0.005)
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+from gleaner.settings import load_settings
+from gleaner.tables import read_table
 
 
 def main() -> None:
@@ -149,34 +43,40 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--rows", type=int, help="train on a made table of so many rows instead of the sample")
     options = parser.parse_args()
-    for tool in ("wrk", "taskset"):
-        if not shutil.which(tool):
-            sys.exit(f"{tool} is not installed; on Debian: apt-get install wrk util-linux")
+    need_tools()
     with tempfile.TemporaryDirectory() as scratch:
         state = Path(scratch) / "state"
         environment = {**os.environ, "GLEANER_PATHS__STATE": str(state), "GLEANER_CONFIG": str(ROOT / "gleaner.toml")}
         settings = load_settings(ROOT / "gleaner.toml", {"paths": {"state": str(state)}})
         assert settings.data
         table = make_table(options.rows) if options.rows else read_table(settings.data, settings.schema_)
-        fill_store(settings, table)
-        script = Path(scratch) / "post.lua"
-        script.write_text(LUA % ",".join(f"'{body}'" for body in bodies(make_table().X)))
-        serve = ["-m", "gleaner", "serve", "--port", "0", "--metrics-port", "0"]
+        fill_store(settings, table, fit_models(table))
+        bodies = [json.dumps(row) for row in objects(make_table().X)]
+        script = write_script(Path(scratch) / "post.lua", bodies)
+        constant_port, port = free_port(), free_port()
+        constant = [sys.executable, str(ROOT / "bench" / "constant.py"), str(constant_port)]
+        serve = [sys.executable, "-m", "gleaner", "serve", "--port", str(port), "--metrics-port", "0"]
+        urls = {
+            "constant": f"http://127.0.0.1:{constant_port}/",
+            "v1": f"http://127.0.0.1:{port}/v1/predict",
+            "v2": f"http://127.0.0.1:{port}/v2/predict",
+        }
+        first = bodies[0].encode()
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in urls}
         with (
-            server([str(ROOT / "bench" / "constant.py"), "0"], environment) as (_, constant_line),
-            server(serve, environment) as (process, line),
+            serving(constant, environment, urls["constant"]),
+            serving(serve, environment, urls["v1"], first) as (process, _),
         ):
-            port = int(re.search(r":(\d+),", line)[1])
-            places = {"constant": (int(constant_line), "/"), "v1": (port, "/v1/predict"), "v2": (port, "/v2/predict")}
-            found: dict[str, list[tuple[float, float]]] = {name: [] for name in places}
-            for place in places.values():
-                load(*place, script, 1)
+            for url in urls.values():
+                load(url, script, 1)
             for _ in range(options.rounds):
-                for name, place in places.items():
-                    found[name].append(load(*place, script, options.seconds))
-            tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            memory = sum(member.memory_info().rss for member in tree)
-        starts = [start_seconds(environment) for _ in range(options.rounds)]
+                for name, url in urls.items():
+                    found[name].append(load(url, script, options.seconds))
+            memory = sum(one.memory_info().rss for one in members(process.pid))
+        starts = []
+        for _ in range(options.rounds):
+            with serving(serve, environment, urls["v1"], first) as (_, seconds):
+                starts.append(seconds)
 
     names = ("granian", "onnxruntime", "msgspec", "numpy", "flask")
     print(f"Python {sys.version.split()[0]}, " + ", ".join(f"{name} {version(name)}" for name in names))
@@ -185,12 +85,11 @@ def main() -> None:
     base = [rate for rate, _ in found["constant"]]
     for name, runs in found.items():
         rates = [rate for rate, _ in runs]
-        ratio = statistics.median(rate / constant for rate, constant in zip(rates, base, strict=True))
-        spread = f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
-        print(f"{name:10}{spread:>26}{ratio:>17.1%}{statistics.median(p99 for _, p99 in runs):>11.2f}")
+        ratio = statistics.median(ratios(rates, base))
+        print(f"{name:10}{spread(rates):>26}{ratio:>17.1%}{statistics.median(p99 for _, p99 in runs):>11.2f}")
     served = sum(rate * options.seconds for name in ("v1", "v2") for rate, _ in found[name])
     print(f"\nmemory after {served:,.0f} requests: {memory / 1e6:.0f} MB resident")
-    print(f"start to first answer: {statistics.median(starts):.2f} s (least {min(starts):.2f}, most {max(starts):.2f})")
+    print(f"start to first answer, on the one core: {spread(starts, '.2f')} s")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from serving import ROOT, make_table
+from rig import ROOT, make_table
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, KFold
 from threadpoolctl import threadpool_limits

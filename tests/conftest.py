@@ -124,7 +124,7 @@ def tool(name: str) -> str:
     """The path of a program that no Python package brings. Without it a test is skipped, but fails under CI."""
     path = shutil.which(name)
     if path is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(
             f"{name} is not installed; on Debian: apt install {name}"
         )
     return path

@@ -17,6 +17,7 @@ def test_every_command_explains_itself():
         ["train"],
         ["serve"],
         ["check"],
+        ["score"],
         ["models", "list"],
         ["models", "promote"],
         ["doctor"],

@@ -700,7 +700,7 @@ def test_a_large_table_comes_in_chunks_of_bounded_size(good):
     assert (1 if good else 2) * rows == sum(sizes)
     assert max(sizes) <= BLOCK_BYTES // 4 + 1
     assert list(range(rows)) == np.concatenate([chunk.index for chunk in found]).tolist()
-    assert max(len(chunk.refused) for chunk in found) <= 2049
+    assert max(len(chunk.refused) for chunk in found) <= 513
 
 
 CLEAN = [
@@ -749,7 +749,7 @@ def test_a_wrong_cell_slows_down_no_more_than_the_rows_around_it(monkeypatch):
 
     assert 400_000 == sum(len(chunk.X) for chunk in found)
     assert [[200_000]] == [[row.index for row in chunk.refused] for chunk in judged]
-    assert len(judged[0].X) <= 2049
+    assert len(judged[0].X) <= 513
 
 
 def told(body: bytes, schema: Schema, **options: int) -> object:

@@ -10,10 +10,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import click
 
@@ -22,10 +22,13 @@ from gleaner.errors import BadTraining, GleanerError, MissingExtra, NoModel, Ref
 
 if TYPE_CHECKING:
     from gleaner.events import Event, Fitted
+    from gleaner.scoring import Progress
     from gleaner.settings import Settings
+    from gleaner.store import Store
     from gleaner.tables import Table
 
 DONE_IN_PART = 3
+_TELL_SECONDS = 10.0
 _TRAINING_MODULES = ("mlflow", "sklearn", "onnx", "matplotlib", "threadpoolctl", "scipy")
 _MONITORING_MODULES = ("grafana_foundation_sdk", "yaml")
 
@@ -361,6 +364,94 @@ def check(config: Path | None, data: str, host: str, port: int | None, slot: str
     check(value, host=host, port=port or load_settings(config).ports.ml_app, slot=slot)
 
 
+@gleaner.command()
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--alias", default="champion", show_default=True, help="Which alias's version predicts.")
+@click.option("--version", type=int, help="Which version predicts, whatever the aliases say.")
+@click.option("--column", default="prediction", show_default=True, help="The name of the predictions' column.")
+@click.option("--faults", type=click.Path(path_type=Path), help="Where the refused rows go; else OUT.faults.csv.")
+@click.option(
+    "--format", "piped", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True, help="What `-` is."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@click.pass_obj
+def score(
+    config: Path | None,
+    source: Path,
+    out: Path,
+    alias: str,
+    version: int | None,
+    column: str,
+    faults: Path | None,
+    piped: str,
+    as_json: bool,
+) -> None:
+    """Predict every row of the table IN, and write it to OUT with a column more.
+
+    CSV, or Parquet where a name ends in .parquet; `-` is a pipe. Rows that a column refuses are not in OUT but, with
+    line and reason, in OUT.faults.csv; then the exit code is 3.
+    """
+    from gleaner import scoring
+    from gleaner.settings import load_settings
+    from gleaner.slots import load_version
+    from gleaner.store import Store
+
+    began = time.monotonic()
+    store = Store(load_settings(config).store)
+    loaded = load_version(store, _chosen(store, alias, version))
+    is_named = faults is not None
+    if faults is None and out != scoring.PIPE:
+        faults = out.with_name(f"{out.name}.faults.csv")
+    scoring.check_paths(source, out, faults)
+    is_parquet = {path: piped == "parquet" if path == scoring.PIPE else _is_parquet(path) for path in (source, out)}
+    if any(is_parquet.values()):
+        with _extra("parquet", ("pyarrow",)):
+            from gleaner.parquet import ParquetSource, ParquetWriter
+    _exit_on_signals()
+    with ExitStack() as stack:
+        output = stack.enter_context(scoring.Output(out))
+        file, name = stack.enter_context(scoring.open_source(source))
+        table: scoring.Source
+        writer: scoring.Writer
+        if is_parquet[source]:
+            table, like = ParquetSource(file, name, to_csv=not is_parquet[out]), None
+        else:
+            table = plain = stack.enter_context(scoring.open_csv_source(file, name))
+            like = plain.file
+        scoring.check_column(table, column)
+        if is_parquet[out]:
+            writer = ParquetWriter(output, table, column)
+        else:
+            writer = scoring.CsvWriter(output, table.header, column, like)
+        refused = stack.enter_context(scoring.Faults(faults, table.place, is_named=is_named))
+        meter = stack.enter_context(_Meter(quiet=as_json))
+        for progress in scoring.score(table, loaded, writer, output, refused):
+            meter.show(progress)
+    outcome = {
+        "in": str(source),
+        "out": str(out),
+        "rows": progress.rows,
+        "refused": progress.refused,
+        "faults": str(faults) if faults and (is_named or progress.refused) else None,
+        "version": loaded.version,
+        "candidate": loaded.manifest.candidate,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    # Where OUT is a pipe, what is said must not fall among its rows.
+    say = partial(click.echo, err=out == scoring.PIPE)
+    if as_json:
+        say(json.dumps(outcome, indent=2))
+    else:
+        by = f"version {loaded.version}, {loaded.manifest.candidate}"
+        say(f"{out}: {_count(progress.rows, 'row')} predicted by {by}, in {outcome['seconds']:.1f} s")
+        if progress.refused:
+            where = f"; {faults} says why" if faults else "; --faults PATH would say why"
+            say(f"{_count(progress.refused, 'row')} refused{where}")
+    if progress.refused:
+        sys.exit(DONE_IN_PART)
+
+
 @gleaner.group()
 def models() -> None:
     """The versions there are, and which of them serve."""
@@ -566,6 +657,38 @@ class _Report:
             click.echo(text)
 
 
+class _Meter:
+    """How far a scoring is: a progress bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._told = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        if not self._quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+            rows = TextColumn("{task.fields[rows]:,} rows, {task.fields[refused]:,} refused")
+            columns = (BarColumn(), TaskProgressColumn(), rows, TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=1.0, rows=0, refused=0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def show(self, progress: Progress) -> None:
+        if self._bar:
+            self._bar.update(self._task, completed=progress.done, rows=progress.rows, refused=progress.refused)
+        elif not self._quiet and time.monotonic() - self._told > _TELL_SECONDS:
+            self._told = time.monotonic()
+            click.echo(f"{progress.rows:,} rows, {progress.refused:,} refused, {progress.done:.0%} read", err=True)
+
+
 def _scores(scores: Mapping[str, float]) -> tuple[str, ...]:
     return tuple(f"{scores[name]:.3f}" for name in ("mae", "r2", "loss", "accuracy"))
 
@@ -604,6 +727,32 @@ def _has_version(settings: Settings, data: Path | None) -> bool:
     if data is not None and data.name != about.name:
         click.echo(f"  it was NOT trained on {data}; for that: gleaner train {data}")
     return True
+
+
+def _chosen(store: Store, alias: str, version: int | None) -> int:
+    """The version that was named, or the one that an alias points at."""
+    if version is None:
+        version = store.aliases().get(alias)
+        if version is None:
+            raise NoModel(f"no version has the alias {alias!r}; run `gleaner train DATA.csv`, or promote one")
+    elif version not in store.versions():
+        raise NoModel(f"no version {version} in {store.root}; there is {_cell(store.versions()) or 'none'}")
+    return version
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() in {".parquet", ".pq"}
+
+
+def _exit_on_signals() -> None:
+    """Have what would end the process on the spot end it in order, so that half-written files are taken away."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 @contextmanager

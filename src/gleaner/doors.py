@@ -83,7 +83,7 @@ def read_rows(kind: str, body: bytes, reader: RowReader, *, max_rows: int) -> Ro
 def _read_csv(body: bytes, schema: Schema, max_rows: int) -> Rows:
     with open_csv(body, "the body") as file:
         try:
-            file.find_all(schema.features)
+            file.columns.find_all(schema.features)
         except BadTable as e:  # it can be read, and is another table
             raise BadRows([("", e.reason)], lines=[e.line]) from e
         count, pieces, faults = 0, [np.empty((0, len(schema.columns)))], dict[int, Sequence[BadValue]]()

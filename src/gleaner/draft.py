@@ -25,7 +25,7 @@ def draft_settings(path: Path, target: str) -> str:
     Raises BadTable if the file has no such target, the target is not a number, or nothing else can be a feature.
     """
     with open_csv(path) as file:
-        at = file.find(target, ())
+        at = file.columns.find(target, ())
         header = [cell.strip() for cell in file.header]
         rows = [cells for _, cells in islice(file.rows(), _ROWS)]
     columns = list(zip(header, zip_longest(*rows, fillvalue=""), strict=False))

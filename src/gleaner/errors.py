@@ -40,6 +40,14 @@ class BadTable(GleanerError):
         self.path, self.reason, self.line = path, reason, line
 
 
+class Unwritable(GleanerError):
+    """A file that cannot be written."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
 class BadArtifact(GleanerError):
     """An artifact that must not be served. `reason` is one of `artifact.REASONS`, fit for a metric's label."""
 

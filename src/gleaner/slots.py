@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gleaner.artifact import Artifact, Manifest
+from gleaner.artifact import Manifest
 from gleaner.errors import BadArtifact, BadStore
 from gleaner.predictor import ENGINE, Predictor, selftest
 from gleaner.store import Store
@@ -25,6 +25,17 @@ class Loaded:
     manifest: Manifest
     digest: str
     predictor: Predictor
+
+
+def load_version(store: Store, version: int, *, test: Callable[..., None] = selftest) -> Loaded:
+    """A version, verified, tested unless that is remembered, and ready. Raises BadArtifact."""
+    artifact = store.read(version)
+    if not store.has_passed(version, artifact.digest, ENGINE):
+        test(artifact.folder)
+        # A store on a full disk, or one that may only be read, still serves: the next start tests again.
+        with contextlib.suppress(OSError):
+            store.remember_passed(version, artifact.digest, ENGINE)
+    return Loaded(version, artifact.manifest, artifact.digest, Predictor(artifact))
 
 
 class Slots:
@@ -72,7 +83,7 @@ class Slots:
 
     def _load(self, slot: str, version: int) -> None:
         try:
-            loaded = self._already(version) or self._ready(version)
+            loaded = self._already(version) or load_version(self.store, version, test=self._test)
         except BadArtifact as e:
             self._fail({slot: version}, e.reason, str(e))
             return
@@ -82,15 +93,6 @@ class Slots:
         facts = {"slot": slot, "version": version, "candidate": loaded.manifest.candidate}
         facts["engine"] = loaded.predictor.row_engine
         log.info("model loaded", extra={**facts, "previous": previous.version if previous else None})
-
-    def _ready(self, version: int) -> Loaded:
-        artifact: Artifact = self.store.read(version)
-        if not self.store.has_passed(version, artifact.digest, ENGINE):
-            self._test(artifact.folder)
-            # A store on a full disk, or one that may only be read, still serves: the next start tests again.
-            with contextlib.suppress(OSError):
-                self.store.remember_passed(version, artifact.digest, ENGINE)
-        return Loaded(version, artifact.manifest, artifact.digest, Predictor(artifact))
 
     def _already(self, version: int) -> Loaded | None:
         return next((loaded for loaded in self.current.values() if loaded and loaded.version == version), None)

@@ -26,7 +26,7 @@ from gleaner.schema import Array, Feature, Schema, Target, show
 LONGEST_LINE = 1 << 20
 NAMED_FAULTS = 100
 BLOCK_BYTES = 1 << 17
-_JUDGED_BYTES = 1 << 13
+_JUDGED_BYTES = 1 << 11
 
 _DAY = re.compile(r"\s*(\d{4})-(\d{1,2})-(\d{1,2})(?!\d)", re.ASCII)
 
@@ -77,6 +77,47 @@ class Chunk:
     refused: tuple[RefusedRow, ...]
 
 
+class Header:
+    """The names of a table's columns. name: what errors call the table; line: where in it they stand, if in one."""
+
+    def __init__(self, name: Path | str, cells: Sequence[str], *, line: int | None = None) -> None:
+        self.name, self.cells, self.line = name, cells, line
+        self._plain = [plain_name(cell) for cell in cells]
+
+    def find(self, name: str, sources: Sequence[str]) -> int:
+        """The position of a column: the first of its sources that there is, and only then its own name.
+
+        Raises BadTable if there is none of them, or it stands twice.
+        """
+        for source in (*sources, name):
+            plain = plain_name(source)
+            at = [i for i, cell in enumerate(self._plain) if cell == plain]
+            if len(at) > 1:
+                places = " and ".join(str(i + 1) for i in at)
+                reason = f"header {self.cells[at[0]]!r} stands twice, as columns {places}; rename one"
+                raise BadTable(self.name, reason, line=self.line)
+            if at:
+                return at[0]
+        wanted = " or ".join(repr(source) for source in (*sources, name))
+        near = nearest((*sources, name)[0], [cell.strip() for cell in self.cells])
+        raise BadTable(self.name, f"no column for {name!r}: wanted {wanted}{near}", line=self.line)
+
+    def find_all(self, columns: Sequence[Feature | Target]) -> list[int]:
+        """The position of each column. Raises BadTable, also if two would be read from one: a feature that is the
+        target explains everything."""
+        found = [self.find(column.name, column.sources) for column in columns]
+        for j, at in enumerate(found):
+            if at in found[:j]:
+                names = f"{columns[found.index(at)].name!r} and {columns[j].name!r}"
+                reason = f"header {self.cells[at]!r} would be taken for both {names}; give each its own"
+                raise BadTable(self.name, reason, line=self.line)
+        return found
+
+    def find_day(self, sources: Sequence[str]) -> int | None:
+        present = [source for source in sources if plain_name(source) in self._plain]
+        return self.find(present[0], ()) if present else None
+
+
 class CsvFile:
     """An opened CSV file below its header. What reads it moves it on: its rows are read once.
 
@@ -99,7 +140,7 @@ class CsvFile:
         self._reader = csv.reader(_and_then(first, self.lines), delimiter=self.delimiter, strict=True)
         self.header: list[str] = next(self._reader)
         self.line_end = "\r\n" if first.endswith("\r\n") else "\n"
-        self._plain = [plain_name(cell) for cell in self.header]
+        self.columns = Header(name, self.header, line=1)
 
     def rows(self, until: float = math.inf) -> Iterator[tuple[int, list[str]]]:
         """(physical line on which it starts, cells) of each row that is not blank and starts before a byte.
@@ -118,35 +159,6 @@ class CsvFile:
         except csv.Error as e:
             raise BadTable(self.name, f"is not CSV: {e}", line=lines.number) from e
 
-    def find(self, name: str, sources: Sequence[str]) -> int:
-        """The position of a column: the first of its sources that the file has, and only then its own name.
-
-        Raises BadTable if the file has none of them, or has it twice.
-        """
-        for source in (*sources, name):
-            plain = plain_name(source)
-            at = [i for i, cell in enumerate(self._plain) if cell == plain]
-            if len(at) > 1:
-                places = " and ".join(str(i + 1) for i in at)
-                reason = f"header {self.header[at[0]]!r} stands twice, as columns {places}; rename one"
-                raise BadTable(self.name, reason, line=1)
-            if at:
-                return at[0]
-        wanted = " or ".join(repr(source) for source in (*sources, name))
-        near = nearest((*sources, name)[0], [cell.strip() for cell in self.header])
-        raise BadTable(self.name, f"no column for {name!r}: wanted {wanted}{near}", line=1)
-
-    def find_all(self, columns: Sequence[Feature | Target]) -> list[int]:
-        """The position of each column. Raises BadTable, also if two would be read from one: a feature that is the
-        target explains everything."""
-        found = [self.find(column.name, column.sources) for column in columns]
-        for j, at in enumerate(found):
-            if at in found[:j]:
-                names = f"{columns[found.index(at)].name!r} and {columns[j].name!r}"
-                reason = f"header {self.header[at]!r} would be taken for both {names}; give each its own"
-                raise BadTable(self.name, reason, line=1)
-        return found
-
     def sha256(self) -> str:
         """The hash of the whole file."""
         file, digest = self.lines.file, hashlib.sha256()
@@ -155,10 +167,6 @@ class CsvFile:
             digest.update(piece)
         file.seek(self.lines.at)
         return digest.hexdigest()
-
-    def find_day(self, sources: Sequence[str]) -> int | None:
-        present = [source for source in sources if plain_name(source) in self._plain]
-        return self.find(present[0], ()) if present else None
 
 
 @contextmanager
@@ -192,7 +200,7 @@ def read_rows(file: CsvFile, schema: Schema, *, block_bytes: int = BLOCK_BYTES) 
     A column that no feature claims is ignored; blank rows are none.
     Raises BadTable if a feature has no column, or where the file is not CSV.
     """
-    for chunk in _chunks(file, schema.features, file.find_all(schema.features), block_bytes):
+    for chunk in _chunks(file, schema.features, file.columns.find_all(schema.features), block_bytes):
         yield replace(chunk, X=schema.matrix(chunk.X))
 
 
@@ -209,8 +217,8 @@ def read_table(
     faults: list[BadValue] = []
     refused = 0
     with open_csv(path) as file:
-        found = file.find_all(columns)
-        day = file.find_day(schema.date_sources)
+        found = file.columns.find_all(columns)
+        day = file.columns.find_day(schema.date_sources)
         for chunk in _chunks(file, columns, found, BLOCK_BYTES):
             kept.frombytes(chunk.X.tobytes())
             started.frombytes(chunk.lines.tobytes())

@@ -1,0 +1,82 @@
+"""The arithmetic of the benches, and that no server outlives them. Speed itself is never asserted."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import psutil
+import pytest
+from conftest import ROOT
+
+WRK = """Running 2s test @ http://127.0.0.1:5001/v1/predict
+  1 threads and 16 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     1.02ms  504.10us  12.90ms   88.30%
+    Req/Sec    15.80k     1.20k   17.90k    75.00%
+  Latency Distribution
+     50%    0.93ms
+     75%    1.20ms
+     90%    1.54ms
+     99%    {p99}
+  31597 requests in 2.00s, 6.81MB read
+{errors}Requests/sec:  15797.31
+Transfer/sec:      3.40MB
+"""
+# Answers every GET, with a child that left its session behind.
+SERVER = """
+import http.server, subprocess, sys
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
+
+
+@pytest.fixture
+def rig(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import rig
+
+    return rig
+
+
+def test_rounds_are_compared_one_by_one_so_that_a_slow_minute_falls_on_both(rig):
+    assert [2.0, 2.0, 2.0] == rig.ratios([200.0, 20.0, 2.0], [100.0, 10.0, 1.0])
+
+
+def test_rounds_that_do_not_match_are_not_compared(rig):
+    with pytest.raises(ValueError, match="zip"):
+        rig.ratios([1.0, 2.0], [1.0])
+
+
+def test_a_spread_is_the_median_with_the_least_and_the_most(rig):
+    assert "2,000 (1 to 30,000)" == rig.spread([30_000.0, 1.0, 2_000.0])
+
+
+@pytest.mark.parametrize(("p99", "milliseconds"), [("512.00us", 0.512), ("1.87ms", 1.87), ("1.20s", 1200.0)])
+def test_what_wrk_prints_is_read_in_milliseconds(rig, p99, milliseconds):
+    assert (15797.31, pytest.approx(milliseconds)) == rig.read_wrk(WRK.format(p99=p99, errors=""))
+
+
+@pytest.mark.parametrize("errors", ["  Non-2xx or 3xx responses: 3\n", "  Socket errors: connect 0, read 7\n"])
+def test_a_run_with_requests_that_were_not_answered_is_no_measurement(rig, errors):
+    with pytest.raises(SystemExit, match="not every request"):
+        rig.read_wrk(WRK.format(p99="1.87ms", errors=errors))
+
+
+def test_a_server_is_ended_with_all_of_its_processes(rig, tmp_path):
+    port = rig.free_port()
+    with rig.serving([sys.executable, "-c", SERVER, str(port)], os.environ, f"http://127.0.0.1:{port}/") as (leader, _):
+        processes = rig.members(leader.pid)
+
+    assert 2 == len(processes)
+    assert [] == [process for process in processes if psutil.pid_exists(process.pid) and process.is_running()]
+
+
+def test_a_server_that_ends_before_it_answers_is_shown_with_its_last_words(rig, tmp_path):
+    command = [sys.executable, "-c", "print('no model here'); raise SystemExit(3)"]
+
+    with (
+        pytest.raises(SystemExit, match="no model here"),
+        rig.serving(command, os.environ, "http://127.0.0.1:1/", log=tmp_path / "log"),
+    ):
+        pass

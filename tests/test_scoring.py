@@ -1,0 +1,730 @@
+"""Whole tables through `gleaner score`: what is in them afterwards, and what is left when it goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import io
+import json
+import os
+import pty
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import made
+import pytest
+from conftest import NUMBER, ROOT, SETTINGS, gleaner
+from hypothesis import example, given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+
+from gleaner import cli
+from gleaner.errors import Refused, Unwritable
+from gleaner.scoring import Output, csv_text, disarm
+from gleaner.slots import load_version
+from gleaner.store import Store
+
+properties = profile(max_examples=300, deadline=None, derandomize=True, database=None)
+
+HEADER = "time_spent,doors_in_route,assessed_value"
+BODY = f"{HEADER}\n30,50,200000\n250,700,900000\n"
+PAIR = b"30,50,200000\n250,700,900000\n"
+LONG = f"{HEADER}\n".encode() + PAIR * 500_000
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A folder with settings and a store: version 1, a tree, is the champion, 2, a line, the challenger."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "gleaner.toml").write_text(SETTINGS)
+    made.fill(home / ".gleaner" / "store", made.artifact("decision_tree"), made.artifact("linear"))
+    return home
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+Score = Callable[..., Done]
+
+
+@pytest.fixture
+def score(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Score]:
+    """`gleaner score` in this process, which saves a second a time."""
+    monkeypatch.chdir(home)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+
+    def run(*arguments: object) -> Done:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["score", *map(str, arguments)])
+        return Done(int(ended.value.code or 0), *capfd.readouterr())
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def start(*arguments: object, home: Path, **options: object) -> subprocess.Popen[str]:
+    """`gleaner score`, running."""
+    command = [sys.executable, "-m", "gleaner", "score", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    """Until something is in a file that a process writes."""
+    for _ in range(6000):
+        if path.exists() and path.stat().st_size:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError(path)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def answers(rows: Sequence[Sequence[float]], version: int = 1) -> list[float]:
+    predictor = load_version(Store(Path(".gleaner/store")), version).predictor
+    return [predictor.predict_row(row) for row in rows]
+
+
+# What is in the table
+
+
+def test_a_table_comes_back_with_the_very_prediction_of_each_row(score, home):
+    (home / "in.csv").write_text(BODY)
+
+    done = score("in.csv", "out.csv")
+
+    assert 0 == done.code
+    assert done.out.startswith("out.csv: 2 rows predicted by version 1, decision_tree, in ")
+    with (home / "out.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert [*HEADER.split(","), "prediction"] == rows[0]
+    assert ["30", "50", "200000", repr(NUMBER)] == rows[1]
+    assert answers([(30, 50, 200000), (250, 700, 900000)]) == [float(row[3]) for row in rows[1:]]
+    assert [".gleaner", "gleaner.toml", "in.csv", "out.csv"] == names(home)
+
+
+def test_the_page_about_it_shows_what_happens(score, home):
+    page = (ROOT / "docs" / "scoring.md").read_text()
+    table, scored, faults = re.findall(r"```csv\n(.*?)```", page, re.DOTALL)
+    (home / "routes.csv").write_text(table)
+    done = score("routes.csv", "scored.csv")
+    said = re.search(r"\$ gleaner score routes.csv scored.csv\n(.*?)```", page, re.DOTALL)
+
+    assert 3 == done.code
+    assert said
+    assert [line.split(", in ")[0] for line in said[1].splitlines()] == [
+        line.split(", in ")[0] for line in done.out.splitlines()
+    ]
+    assert scored == (home / "scored.csv").read_text()
+    assert faults == (home / "scored.csv.faults.csv").read_text()
+
+
+def test_another_alias_or_version_can_predict(score, home):
+    (home / "in.csv").write_text(BODY)
+    score("in.csv", "champion.csv")
+    score("in.csv", "challenger.csv", "--alias", "challenger")
+    done = score("in.csv", "two.csv", "--version", "2")
+
+    assert "version 2, linear" in done.out
+    assert (home / "challenger.csv").read_text() == (home / "two.csv").read_text()
+    assert (home / "challenger.csv").read_text() != (home / "champion.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--alias", "nobody"],
+            "error: no version has the alias 'nobody'; run `gleaner train DATA.csv`, or promote one",
+        ),
+        (["--version", "7"], "error: no version 7 in .gleaner/store; there is 1, 2"),
+    ],
+)
+def test_a_version_that_is_not_there_is_said_to_be_missing(score, home, arguments, said):
+    (home / "in.csv").write_text(BODY)
+    done = score("in.csv", "out.csv", *arguments)
+
+    assert (1, said) == (done.code, done.err.strip().replace(f"{home}/", ""))
+    assert not (home / "out.csv").exists()
+
+
+def test_a_damaged_version_predicts_nothing(score, home):
+    (home / "in.csv").write_text(BODY)
+    with (home / ".gleaner/store/versions/1/model.onnx").open("r+b") as file:
+        file.write(b"\0\0\0\0")
+
+    assert 1 == score("in.csv", "out.csv").code
+    assert not (home / "out.csv").exists()
+
+
+def test_a_version_is_tested_before_its_first_use_and_that_is_remembered(score, home):
+    (home / "in.csv").write_text(BODY)
+    shutil.rmtree(home / ".gleaner/store/passed")
+
+    assert 0 == score("in.csv", "out.csv").code
+    assert ["1.json"] == names(home / ".gleaner/store/passed")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (
+            b"note;time_spent;doors_in_route;assessed_value\r\n\xe4;30;50;200000\r\n",
+            b"note;time_spent;doors_in_route;assessed_value;prediction\r\n\xe4;30;50;200000;%s\r\n",
+        ),
+        (
+            b"\xef\xbb\xbftime_spent\tdoors_in_route\tassessed_value\tnote\n30\t50\t200000\t\xc3\xa4\n",
+            b"\xef\xbb\xbftime_spent\tdoors_in_route\tassessed_value\tnote\tprediction\n30\t50\t200000\t\xc3\xa4\t%s\n",
+        ),
+        (
+            b'assessed_value,note,doors_in_route,time_spent\n 2e5 ,"a, ""b""\nc",5.0e1,+30\n\n200000.,,50,30',
+            b'assessed_value,note,doors_in_route,time_spent,prediction\n 2e5 ,"a, ""b""\nc",5.0e1,+30,%s\n'
+            b"200000.,,50,30,%s\n",
+        ),
+    ],
+)
+def test_the_table_is_written_as_it_was(score, home, body, expected):
+    (home / "in.csv").write_bytes(body)
+
+    assert 0 == score("in.csv", "out.csv").code
+    number = repr(NUMBER).encode()
+    assert expected.replace(b"%s", number) == (home / "out.csv").read_bytes()
+
+
+def test_a_prediction_stands_under_its_name_also_where_a_row_is_short_or_long(score, home):
+    (home / "in.csv").write_text(f"{HEADER},note\n30,50,200000\n30,50,200000,x,,\n")
+
+    assert 0 == score("in.csv", "out.csv").code
+    assert f"30,50,200000,,{NUMBER!r}\n30,50,200000,x,{NUMBER!r}\n" in (home / "out.csv").read_text()
+
+
+def test_a_table_without_rows_comes_back_without_rows(score, home):
+    (home / "in.csv").write_text(f"{HEADER}\n\n")
+    done = score("in.csv", "out.csv")
+
+    assert (0, f"{HEADER},prediction\n") == (done.code, (home / "out.csv").read_text())
+
+
+def test_a_column_of_that_name_is_not_overwritten(score, home):
+    (home / "in.csv").write_text(f"{HEADER}, Prediction\n30,50,200000,1\n")
+    done = score("in.csv", "out.csv")
+
+    assert "error: in.csv, line 1: has a column 'prediction' already; give --column another name\n" == done.err
+    assert 1 == done.code
+    assert 0 == score("in.csv", "out.csv", "--column", "bags").code
+    assert f"{HEADER}, Prediction,bags\n30,50,200000,1,{NUMBER!r}\n" == (home / "out.csv").read_text()
+
+
+def test_a_name_that_the_tables_encoding_cannot_write_is_refused(score, home):
+    (home / "in.csv").write_bytes(f"{HEADER},caf".encode() + b"\xe9\n30,50,200000,\n")
+    done = score("in.csv", "out.csv", "--column", "予測")
+
+    assert "error: out.csv: '予測' cannot be written in the table's own encoding, cp1252\n" == done.err
+
+
+def test_what_was_done_can_be_had_as_json(score, home):
+    (home / "in.csv").write_text(BODY + "x,1,1\n")
+    done = score("in.csv", "out.csv", "--json")
+    outcome = json.loads(done.out)
+
+    assert 3 == done.code
+    assert outcome.pop("seconds") > 0
+    expected = {"in": "in.csv", "out": "out.csv", "rows": 2, "refused": 1, "faults": "out.csv.faults.csv"}
+    assert {**expected, "version": 1, "candidate": "decision_tree"} == outcome
+
+
+# Rows that are refused
+
+
+def test_refused_rows_are_told_with_line_and_reason_and_the_exit_code_is_3(score, home):
+    (home / "in.csv").write_text(f'{HEADER},note\n30,50,200000,"a\nb"\nx,,1\n30,50,200000,\n1,200,50,200000,5\n')
+
+    done = score("in.csv", "out.csv")
+
+    assert 3 == done.code
+    assert "2 rows refused; out.csv.faults.csv says why\n" in done.out
+    assert (
+        f'{HEADER},note,prediction\n30,50,200000,"a\nb",{NUMBER!r}\n30,50,200000,,{NUMBER!r}\n'
+        == (home / "out.csv").read_text()
+    )
+    with (home / "out.csv.faults.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert [
+        ["line", "column", "reason"],
+        ["4", "time_spent", "wanted a number from 0 to 1,440, got 'x'"],
+        ["4", "doors_in_route", "wanted a number from 0 to 10,000, got an empty cell"],
+        ["6", "5", "wanted nothing beyond the 4 columns of the header, got '5'"],
+    ] == rows
+
+
+def test_every_fault_is_told_however_many(score, home):
+    (home / "in.csv").write_text(f"{HEADER}\n" + "x,y,z\n30,50,200000\n" * 5_000)
+
+    assert 3 == score("in.csv", "out.csv").code
+    with (home / "out.csv.faults.csv").open() as file:
+        lines = [int(row[0]) for row in list(csv.reader(file))[1:]]
+    assert [line for i in range(5_000) for line in [2 + 2 * i] * 3] == lines
+    assert 5_001 == len((home / "out.csv").read_text().splitlines())
+
+
+def test_a_table_of_refused_rows_only_leaves_a_header_and_the_reasons(score, home):
+    (home / "in.csv").write_text(f"{HEADER}\nx,1,1\n")
+
+    assert 3 == score("in.csv", "out.csv").code
+    assert f"{HEADER},prediction\n" == (home / "out.csv").read_text()
+    assert (home / "out.csv.faults.csv").exists()
+
+
+def test_faults_of_an_earlier_table_do_not_stay_beside_a_clean_one(score, home):
+    (home / "in.csv").write_text(BODY + "x,1,1\n")
+    score("in.csv", "out.csv")
+    (home / "in.csv").write_text(BODY)
+
+    assert 0 == score("in.csv", "out.csv").code
+    assert not (home / "out.csv.faults.csv").exists()
+
+
+def test_faults_can_go_elsewhere(score, home):
+    (home / "in.csv").write_text(BODY + "x,1,1\n")
+
+    assert 3 == score("in.csv", "out.csv", "--faults", "why.csv").code
+    assert [".gleaner", "gleaner.toml", "in.csv", "out.csv", "why.csv"] == names(home)
+    (home / "in.csv").write_text(BODY)
+    assert 0 == score("in.csv", "out.csv", "--faults", "why.csv").code
+    assert "line,column,reason\n" == (home / "why.csv").read_text(), "a file that was named is there, and tells of this"
+    assert "error: nowhere/why.csv: there is no folder" in score("in.csv", "x.csv", "--faults", "nowhere/why.csv").err
+    assert not (home / "x.csv").exists()
+
+
+# Text that a spreadsheet would run
+
+FORMULAS = [
+    "=1+1",
+    "+1+1",
+    "-1-1",
+    "@SUM(A1)",
+    "\tx",
+    "\rx",
+    " =1",
+    "=",
+    "-",
+    "+A1",
+    "-5 apples",
+    "\uff1d1",
+    "-2+3",
+    "+ 5",
+]
+NUMBERS = ["-5", "+5", "-5.25", "-1e-5", "+.5", "-1,200.50", "-5,3", "-5%", "0", "1e+20", "-0.0"]
+
+
+def test_text_that_a_spreadsheet_would_run_is_neutralised_and_numbers_are_not(score, home):
+    cells = [*FORMULAS, *NUMBERS, "'=1", "a=b", "2023-09-27", "x\n=1", ""]
+    with (home / "in.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([[*HEADER.split(","), "=note"], *[[30, 50, 200000, cell] for cell in cells]])
+
+    assert 0 == score("in.csv", "out.csv").code
+    with (home / "out.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert "'=note" == header[3]
+    assert [f"'{cell}" if cell in FORMULAS else cell for cell in cells] == [row[3] for row in rows]
+
+
+SIGNS = set("=+-@\uff1d\uff0b\uff0d\uff20")
+LETTERS = [*SIGNS, *"\t\r\n '\"1.,e5a%é"]
+
+
+@properties
+@given(st.lists(st.tuples(*[st.text(st.sampled_from(LETTERS), max_size=6)] * 3), min_size=1))
+@example([("-5\nx", "-5", "\n"), ("", "", "")])
+def test_every_cell_that_could_be_run_is_marked_and_no_other_is_touched(rows):
+    safe = disarm(rows, 3)
+
+    for before, after in zip(chain(*rows), chain(*safe), strict=True):
+        could_be_run = bool(SIGNS & set(before.lstrip()[:1])) or before[:1] in {"\t", "\r", "\n"}
+        if not could_be_run or is_float(before):
+            assert before == after
+        elif not set("15.,e%+- \t\r\n") >= set(before) or not set("15") & set(before):
+            assert f"'{before}" == after
+        else:  # such as 1,5 or 5-1: which of them are numbers is listed above
+            assert after in {before, f"'{before}"}
+
+
+def is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+@properties
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_no_number_is_taken_for_a_formula(number):
+    assert [[repr(number)]] == list(map(list, disarm([[repr(number)]], 1)))
+
+
+@properties
+@given(
+    st.lists(st.tuples(*[st.text(st.sampled_from('a1,;\t\r\n "'), max_size=6)] * 3), min_size=1),
+    st.sampled_from(",;\t"),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_every_cell_that_is_written_is_read_back(rows, delimiter, end):
+    text = csv_text(rows, delimiter, end)
+
+    assert list(map(list, rows)) == list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+
+
+# Where it goes wrong
+
+
+def test_the_table_that_is_read_is_not_written_over(score, home):
+    (home / "in.csv").write_text(BODY)
+    (home / "link.csv").symlink_to("in.csv")
+    os.link(home / "in.csv", home / "hard.csv")
+    (home / "folder").symlink_to(".")
+    for out in ("in.csv", "./in.csv", "link.csv", "hard.csv", "folder/in.csv"):
+        done = score("in.csv", out)
+
+        assert f"error: {Path(out)} is the table that is read; name another file to write\n" == done.err
+        assert 1 == done.code
+    assert "is the table that is read" in score("in.csv", "out.csv", "--faults", "hard.csv").err
+    assert "cannot hold both" in score("in.csv", "out.csv", "--faults", "out.csv").err
+    assert BODY == (home / "in.csv").read_text()
+
+
+def test_faults_that_would_fall_on_the_table_that_is_read_are_refused(score, home):
+    (home / "out.csv.faults.csv").write_text(BODY)
+
+    assert "is the table that is read" in score("out.csv.faults.csv", "out.csv").err
+    assert BODY == (home / "out.csv.faults.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("nowhere/out.csv", "nowhere/out.csv: there is no folder nowhere; make it first"),
+        (".gleaner", ".gleaner: is a folder; name a file"),
+        ("gleaner.toml/out.csv", "gleaner.toml/out.csv: there is no folder gleaner.toml; make it first"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_read(score, home, out, said):
+    done = score("in.csv", out)
+
+    assert f"error: {said}\n" == done.err.replace(f"{home}/", "")
+    assert 1 == done.code
+
+
+def test_a_table_that_is_not_there_leaves_nothing(score, home):
+    done = score("in.csv", "out.csv")
+
+    assert (1, "error: in.csv: cannot be read: No such file or directory\n") == (done.code, done.err)
+    assert [".gleaner", "gleaner.toml"] == names(home)
+
+
+def test_a_table_that_breaks_off_half_way_leaves_what_was_there(score, home):
+    (home / "in.csv").write_text(BODY + "x,1,1\n" * 3 + "30,50,200000\n" * 50_000 + '30,"50,200000\n')
+    (home / "out.csv").write_text("before")
+    (home / "out.csv.faults.csv").write_text("before")
+    done = score("in.csv", "out.csv")
+
+    assert (1, "error: in.csv, line 50007: is not CSV: unexpected end of data\n") == (done.code, done.err)
+    assert "before" == (home / "out.csv").read_text() == (home / "out.csv.faults.csv").read_text()
+    assert [".gleaner", "gleaner.toml", "in.csv", "out.csv", "out.csv.faults.csv"] == names(home)
+
+
+def test_a_model_whose_answer_is_not_finite_writes_nothing(score, home):
+    made.fill(home / ".gleaner" / "other", made.exploding_artifact(home / "exploding"))
+    shutil.rmtree(home / ".gleaner/store")
+    (home / ".gleaner/other").rename(home / ".gleaner/store")
+    (home / "in.csv").write_text(f"{HEADER}\n1,1,1\n1000,1,1\n")
+    done = score("in.csv", "out.csv")
+
+    assert (1, "error: version 1: the model's answer is not finite, for a row from line 2 to 3\n") == (
+        done.code,
+        done.err,
+    )
+    assert not (home / "out.csv").exists()
+
+
+def without_rights() -> None:
+    """Drop what lets root write where the folder's mode does not: PR_CAPBSET_DROP of CAP_DAC_OVERRIDE."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+
+
+def test_a_folder_that_may_only_be_read_is_said_to_be(home):
+    (home / "in.csv").write_text(BODY)
+    (home / "shut").mkdir(mode=0o555)
+    with start("in.csv", "shut/out.csv", home=home, preexec_fn=without_rights) as process:
+        _, err = process.communicate(timeout=60)
+
+    assert (1, "error: shut/out.csv: cannot be written: Permission denied\n") == (process.returncode, err)
+
+
+def small_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+
+@pytest.mark.parametrize("bad", [b"", b"x,1,1\n" * 100_000])
+def test_a_full_disk_leaves_nothing_half_written_and_what_was_there(home, bad):
+    (home / "in.csv").write_bytes(f"{HEADER}\n".encode() + (bad or PAIR * 100_000))
+    (home / "out.csv").write_text("before")
+    with start("in.csv", "out.csv", home=home, preexec_fn=small_files) as process:
+        _, err = process.communicate(timeout=60)
+    full = "out.csv.faults.csv" if bad else "out.csv"
+
+    assert (1, f"error: {full}: cannot be written: File too large\n") == (process.returncode, err)
+    assert "before" == (home / "out.csv").read_text()
+    assert [".gleaner", "gleaner.toml", "in.csv", "out.csv"] == names(home)
+
+
+def test_a_disk_without_room_for_a_pipe_is_said_to_have_none(home):
+    with start("-", "out.csv", home=home, preexec_fn=small_files, stdin=subprocess.PIPE) as process:
+        _, err = process.communicate(BODY * 50_000, timeout=60)
+
+    assert 1 == process.returncode
+    assert err.startswith("error: standard input: cannot be kept in ")
+    assert err.endswith(": File too large\n")
+    assert [".gleaner", "gleaner.toml"] == names(home)
+
+
+def test_a_device_that_is_full_is_said_to_be(score, home):
+    (home / "in.csv").write_text(BODY)
+    done = score("in.csv", "/dev/full", "--faults", "faults.csv")
+
+    assert (1, "error: /dev/full: cannot be written: No space left on device\n") == (done.code, done.err)
+    assert Path("/dev/full").is_char_device()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=["INT", "TERM", "HUP"]
+)
+def test_whoever_ends_it_half_way_finds_nothing(home, number, code):
+    (home / "in.csv").write_bytes(LONG)
+    with start("in.csv", "out.csv", home=home) as process:
+        wait_for(home / ".out.csv.half", process)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+
+    assert code == process.returncode
+    assert "Traceback" not in err
+    assert [".gleaner", "gleaner.toml", "in.csv"] == names(home)
+
+
+def test_a_killed_one_leaves_no_table_and_the_next_one_uses_up_the_rest(home):
+    (home / "in.csv").write_bytes(LONG)
+    (home / "out.csv").write_text("before")
+    with start("in.csv", "out.csv", home=home) as process:
+        wait_for(home / ".out.csv.half", process)
+        process.kill()
+        process.communicate(timeout=60)
+
+    assert "before" == (home / "out.csv").read_text()
+    (home / "in.csv").write_text(BODY)
+    assert 0 == gleaner("score", "in.csv", "out.csv", folder=home).returncode
+    assert 3 == len((home / "out.csv").read_text().splitlines())
+    assert [".gleaner", "gleaner.toml", "in.csv", "out.csv"] == names(home)
+
+
+def test_two_cannot_write_one_file_at_once(tmp_path):
+    with Output(tmp_path / "out.csv") as first:
+        first.write(b"first")
+        with pytest.raises(Refused, match=r"out\.csv is being written by another process"):
+            Output(tmp_path / "out.csv")
+        first.finish()
+        first.move()
+
+    assert b"first" == (tmp_path / "out.csv").read_bytes()
+    assert ["out.csv"] == names(tmp_path)
+
+
+def test_many_that_write_one_file_in_turn_never_write_into_what_is_there(tmp_path):
+    """Whoever opened the temporary file just before it got its name must not empty it afterwards."""
+    path, stop = tmp_path / "out.csv", time.monotonic() + 2
+    wrong: list[bytes] = []
+
+    def write(content: bytes) -> None:
+        while time.monotonic() < stop:
+            try:
+                with Output(path) as output:
+                    output.write(content)
+                    output.finish()
+                    output.move()
+            except Refused:
+                continue
+
+    threads = [threading.Thread(target=write, args=(bytes([48 + i]) * 1000,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    while time.monotonic() < stop:
+        if path.exists():
+            content = path.read_bytes()
+            wrong += [content] * (len(content) != 1000 or len(set(content)) != 1)
+    for thread in threads:
+        thread.join()
+
+    assert [] == wrong
+    assert ["out.csv"] == names(tmp_path)
+
+
+def test_a_temporary_name_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / ".out.csv.half").symlink_to("precious")
+
+    with pytest.raises(Unwritable, match="symbolic link"):
+        Output(tmp_path / "out.csv")
+    assert "precious" == (tmp_path / "precious").read_text()
+
+
+def test_a_link_to_a_file_stays_a_link(score, home):
+    (home / "in.csv").write_text(BODY)
+    (home / "real.csv").write_text("before")
+    (home / "out.csv").symlink_to("real.csv")
+
+    assert 0 == score("in.csv", "out.csv").code
+    assert (home / "out.csv").is_symlink()
+    assert 3 == len((home / "real.csv").read_text().splitlines())
+
+
+def test_a_private_table_stays_private(score, home):
+    (home / "in.csv").write_text(BODY)
+    (home / "out.csv").touch(0o600)
+    score("in.csv", "out.csv")
+    score("in.csv", "new.csv")
+    umask = os.umask(0)
+    os.umask(umask)
+
+    assert 0o600 == (home / "out.csv").stat().st_mode & 0o777
+    assert 0o666 & ~umask == (home / "new.csv").stat().st_mode & 0o777
+
+
+# Pipes
+
+
+def test_a_table_goes_through_pipes_and_nothing_else_does(home):
+    body = "note,time_spent,doors_in_route,assessed_value\né,30,50,200000\nx,y,1,1\n"
+    with start("-", "-", home=home, stdin=subprocess.PIPE) as process:
+        out, err = process.communicate(body, timeout=60)
+
+    assert 3 == process.returncode
+    assert f"note,time_spent,doors_in_route,assessed_value,prediction\né,30,50,200000,{NUMBER!r}\n" == out
+    assert err.startswith("-: 1 row predicted by version 1, decision_tree, in ")
+    assert err.endswith("1 row refused; --faults PATH would say why\n")
+    assert [".gleaner", "gleaner.toml"] == names(home)
+
+
+def test_faults_of_a_pipe_go_where_they_are_told_to(home):
+    with start("-", "-", "--faults", "why.csv", "--json", home=home, stdin=subprocess.PIPE) as process:
+        out, err = process.communicate(BODY + "x,1,1\n", timeout=60)
+
+    assert 3 == len(out.splitlines())
+    assert 1 == json.loads(err)["refused"]
+    assert (
+        "line,column,reason\n4,time_spent,\"wanted a number from 0 to 1,440, got 'x'\"\n"
+        == (home / "why.csv").read_text()
+    )
+
+
+def test_an_error_in_a_pipe_names_it(home):
+    with start("-", "out.csv", home=home, stdin=subprocess.PIPE) as process:
+        _, err = process.communicate("time_spent,doors,assessed_value\n", timeout=60)
+
+    assert err.startswith("error: standard input, line 1: no column for 'doors_in_route': wanted 'doors_in_route'")
+
+
+def test_a_reader_that_goes_away_ends_it_in_one_line(home):
+    (home / "in.csv").write_bytes(LONG)
+    with start("in.csv", "-", home=home) as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr
+        err = process.stderr.read()
+        process.wait(timeout=60)
+
+    assert (1, "error: standard output: cannot be written: Broken pipe\n") == (process.returncode, err)
+
+
+def test_a_named_pipe_is_read_to_its_end_and_another_written_as_it_is(home):
+    os.mkfifo(home / "in.fifo")
+    os.mkfifo(home / "out.fifo")
+    with start("in.fifo", "out.fifo", home=home) as process:
+        threading.Thread(target=(home / "in.fifo").write_text, args=(BODY,)).start()
+        out = (home / "out.fifo").read_text()
+        process.communicate(timeout=60)
+
+    assert 0 == process.returncode
+    assert 3 == len(out.splitlines())
+    assert (home / "out.fifo").is_fifo()
+
+
+# Size, and how it looks
+
+
+def test_ten_times_the_rows_take_no_more_memory(home):
+    program = """
+import atexit, re, sys
+from pathlib import Path
+from gleaner.cli import main
+atexit.register(lambda: print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]))
+main(["score", "in.csv", "out.csv", "--json"])
+"""
+    peaks = []
+    for pairs in (100_000, 1_000_000):
+        (home / "in.csv").write_bytes(f"{HEADER}\n".encode() + PAIR * pairs)
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=home, capture_output=True, text=True, timeout=120, check=True
+        )
+        assert 2 * pairs + 1 == (home / "out.csv").read_bytes().count(b"\n")
+        peaks.append(int(done.stdout.split()[-1]))
+
+    assert peaks[1] < peaks[0] + 4_000, "kilobytes; the table and its predictions are 80 MB"
+
+
+def test_a_terminal_shows_a_bar_and_other_places_a_line_now_and_then(home, monkeypatch):
+    (home / "in.csv").write_bytes(LONG)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "gleaner", "score", "in.csv", "out.csv"]
+    shown = b""
+    with subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        while True:
+            try:
+                shown += os.read(ours, 4096)
+            except OSError:  # the other end is closed
+                break
+        process.communicate(timeout=60)
+    os.close(ours)
+
+    assert 0 == process.returncode
+    assert b"%" in shown
+    assert b" rows, 0 refused" in shown
+
+
+def test_elsewhere_than_on_a_terminal_a_line_tells_now_and_then(score, home, monkeypatch):
+    monkeypatch.setattr(cli, "_TELL_SECONDS", 0.0)
+    (home / "in.csv").write_bytes(LONG[: 1 << 20].rsplit(b"\n", 1)[0])
+    told = score("in.csv", "out.csv").err.splitlines()
+
+    assert all(" rows, 0 refused, " in line for line in told)
+    assert told[-1].endswith(" 100% read")
+    assert len(told) > 5

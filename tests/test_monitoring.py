@@ -22,7 +22,7 @@ from gleaner.alerts import PROBES, Group, make_alerts, span
 from gleaner.app import App
 from gleaner.cases import make_cases
 from gleaner.errors import BadSetting
-from gleaner.events import Chosen, Started
+from gleaner.events import Chosen, Finished, Started
 from gleaner.metrics import Resources, TrainingMetrics
 from gleaner.monitoring import render, write_tree
 from gleaner.settings import Serving, Settings, load_settings
@@ -426,8 +426,9 @@ def exported(tmp_path_factory) -> Exported:
     App(slots, Serving(), service)
     metrics = TrainingMetrics(training)
     metrics.record(Started("linear"))
-    metrics.record(Chosen(made.fitted("decision_tree"), None))
-    metrics.succeeded(1.0)
+    chosen = made.fitted("decision_tree")
+    metrics.record(Chosen(chosen, None))
+    metrics.record(Finished({"champion": 1}, "decision_tree", chosen.scores, chosen.training_loss, 1, 0, 1.0, 1.0))
     # What Prometheus itself adds.
     found: Exported = {"up": {}, "ALERTS": {"alertstate": {"firing", "pending"}}}
     for registry in (service, training):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -266,3 +269,68 @@ def project(trained: Path, tmp_path: Path) -> Path:
         shutil.copy(trained / name, folder)
     shutil.copytree(trained / ".gleaner" / "store", folder / ".gleaner" / "store")
     return folder
+
+
+@dataclass
+class MlflowServer:
+    """A real `mlflow server` that keeps everything in a folder; it can be ended and begun again there."""
+
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "server.log"
+
+    def start(self) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--backend-store-uri",
+            f"sqlite:///{self.folder}/mlflow.db",
+        ]
+        command += ["--artifacts-destination", str(self.folder / "artifacts"), "--workers", "1"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with self.log.open("ab") as log:
+            # A group of its own: the server is a parent and its worker.
+            self.process = subprocess.Popen(
+                command, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True
+            )
+        for _ in range(900):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/version", timeout=1):
+                return
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
+    def signal(self, number: int) -> None:
+        assert self.process
+        os.killpg(self.process.pid, number)
+
+    def stop(self) -> None:
+        if self.process:
+            with contextlib.suppress(ProcessLookupError):
+                self.signal(signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A running MLflow server, empty at first; it takes 20 s to start, so the session has one."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), port)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()

@@ -15,8 +15,10 @@ from prometheus_client import CollectorRegistry
 
 from gleaner import cli
 from gleaner.alerts import make_alerts
-from gleaner.metrics import Resources, TrainingMetrics
+from gleaner.metrics import Following, Resources, TrainingMetrics
+from gleaner.registry import Follower
 from gleaner.settings import Settings, describe_settings, load_settings
+from gleaner.store import Store
 
 README = (ROOT / "README.md").read_text()
 HTTP = (ROOT / "docs" / "http.md").read_text()
@@ -119,6 +121,8 @@ def test_every_metric_has_its_row_and_every_row_its_metric(service, trained):
     registry = CollectorRegistry()
     training = TrainingMetrics(registry)
     Resources([], registry)
+    settings = load_settings(trained / "gleaner.toml", {"tracking": {"uri": "http://127.0.0.1:9"}})
+    Following(Follower(settings, Store(settings.store)), registry)
     exported |= {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
     exported |= set(training.gauges)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -165,6 +167,72 @@ def test_free_ports_are_told_with_their_settings(tmp_path):
     assert ["ports.ml_app_metrics: free", "ports.train_metrics: free"] == [
         f.detail for f in findings(settings, "port 0")
     ]
+
+
+# An MLflow server
+
+
+class Mlflow(http.server.BaseHTTPRequestHandler):
+    """A server that knows one alias, or that answers as one does to a host that it was not started for."""
+
+    status = 200
+
+    def do_GET(self) -> None:
+        if self.status == 200 and "alias=champion" in self.path:
+            self.send(200, b'{"model_version": {"name": "made", "version": "3"}}')
+        elif self.status == 200:
+            self.send(400, b'{"error_code": "INVALID_PARAMETER_VALUE", "message": "alias not found."}')
+        else:
+            self.send(self.status, b"Invalid Host header - possible DNS rebinding attack detected")
+
+    def send(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def mlflow_at(status: int) -> Iterator[str]:
+    handler = type("Handler", (Mlflow,), {"status": status})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_that_answers_is_told_with_its_aliases(tmp_path):
+    with mlflow_at(200) as url:
+        found = finding(settings_in(tmp_path, more=f'[tracking]\nuri = "{url}"\n'), "registry")
+
+    assert ("OK", f"{url}: champion is version 3, no version is challenger") == (found.verdict, found.detail)
+
+
+def test_a_server_that_does_not_know_its_host_says_how_to_start_it(tmp_path):
+    with mlflow_at(403) as url:
+        found = finding(settings_in(tmp_path, more=f'[tracking]\nuri = "{url}"\n'), "registry")
+
+    assert "WARN" == found.verdict
+    assert "with 403: 'Invalid Host header" in found.detail
+    assert f"start it with --allowed-hosts {url[7:]}" in found.fix
+
+
+def test_a_server_that_is_not_there_is_no_fault_of_the_service(tmp_path):
+    more = '[tracking]\nuri = "http://joe:s3cret@127.0.0.1:9"\n'
+    found = finding(settings_in(tmp_path, more=more), "registry")
+
+    assert "WARN" == found.verdict
+    assert found.detail.startswith("MLflow at http://127.0.0.1:9: cannot be reached: ")
+    assert "serving goes on from the store" in found.detail
+    assert "start it, or set tracking.uri to where it is" == found.fix
+
+
+def test_without_a_server_none_is_looked_for(tmp_path):
+    assert [] == findings(settings_in(tmp_path), "registry")
 
 
 def test_no_store_says_to_train(tmp_path):

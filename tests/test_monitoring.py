@@ -426,9 +426,12 @@ def exported(tmp_path_factory) -> Exported:
     App(slots, Serving(), service)
     metrics = TrainingMetrics(training)
     metrics.record(Started("linear"))
-    chosen = made.fitted("decision_tree")
-    metrics.record(Chosen(chosen, None))
-    metrics.record(Finished({"champion": 1}, "decision_tree", chosen.scores, chosen.training_loss, 1, 0, 1.0, 1.0))
+    champion = made.fitted("decision_tree")
+    metrics.record(Chosen(champion, None))
+    versions, table = {"champion": 1}, made.table()
+    metrics.record(
+        Finished(versions, champion.candidate, champion.scores, champion.training_loss, len(table.y), 0, 1.0, 1.0)
+    )
     # What Prometheus itself adds.
     found: Exported = {"up": {}, "ALERTS": {"alertstate": {"firing", "pending"}}}
     for registry in (service, training):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from gleaner.settings import (
     find_settings,
     load_settings,
     prepare_mlflow,
+    read_authorization,
     show_settings,
 )
 from gleaner.tables import read_table
@@ -607,3 +609,80 @@ def test_mlflow_is_told_how_long_to_wait_and_to_send_nothing_home(tmp_path, monk
 
     assert "true" == os.environ["MLFLOW_DISABLE_TELEMETRY"]
     assert "1" == os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+
+
+# An MLflow server, and the key to it
+
+WHOLE = [
+    "http://mlflow:5000",
+    "https://mlflow.example.com/prefix/",
+    "HTTP://[::1]:5000",
+    "http://joe:s3%40cret@mlflow:5000",
+]
+BROKEN = [
+    "http://",
+    "http://:5000",
+    "http://mlflow:s3cret",
+    "http://mlflow:0",
+    "http://s3cret@mlflow:5000",
+    "http://joe:@mlflow:5000",
+    "http://joe:s3/cret@mlflow:5000",
+    "http://joe:s3 cret@mlflow:5000",
+    "http://joe:s3cret@ml\u00fcflow:5000",
+    "http://mlflow:5000/?key=s3cret",
+    "http://[mlflow",
+]
+
+
+@pytest.mark.parametrize("uri", WHOLE)
+def test_the_address_of_a_server_is_told_without_the_key_in_it(tmp_path, uri):
+    settings = load(tmp_path, f'[tracking]\nuri = "{uri}"')
+
+    assert settings.tracking.is_server
+    assert uri.replace("joe:s3%40cret@", "") == settings.tracking_uri
+    assert "s3" not in show_settings(settings) + json.dumps(settings.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize("uri", BROKEN)
+def test_an_address_that_is_none_is_refused_without_being_repeated(tmp_path, uri):
+    with pytest.raises(BadSetting, match=r"tracking.uri: wanted http://host:port") as refused:
+        load(tmp_path, f'[tracking]\nuri = "{uri}"')
+
+    assert "s3" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["http://joe:s3cret@mlflow:5000", '{"uri": "http://joe:s3cret@mlflow:5000"'])
+def test_a_key_in_the_wrong_place_is_not_repeated_either(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("GLEANER_TRACKING", value)
+
+    with pytest.raises(BadSetting) as refused:
+        load(tmp_path)
+
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_database_is_told_as_it_is_and_shown_without_its_key(tmp_path):
+    uri = "postgresql://joe:s3cret@database/mlflow"
+    settings = load(tmp_path, f'[tracking]\nuri = "{uri}"')
+
+    assert not settings.tracking.is_server
+    assert uri == settings.tracking_uri
+    assert "s3cret" not in show_settings(settings) + json.dumps(settings.model_dump(mode="json"))
+
+
+def test_mlflow_is_given_the_key_in_its_own_variables(tmp_path, monkeypatch):
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "before")  # so that it is put back afterwards
+
+    prepare_mlflow(load(tmp_path, '[tracking]\nuri = "http://joe:s3%40cret@mlflow:5000"'))
+
+    assert ("joe", "s3@cret") == (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"])
+
+
+def test_a_token_that_no_header_can_hold_is_refused_and_not_repeated(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret\nX: y")
+
+    with pytest.raises(BadSetting, match="MLFLOW_TRACKING_TOKEN") as refused:
+        read_authorization(load(tmp_path, '[tracking]\nuri = "http://mlflow:5000"'))
+
+    assert "s3cret" not in str(refused.value)

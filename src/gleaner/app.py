@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Response
 from prometheus_client import CollectorRegistry
@@ -33,6 +33,9 @@ from gleaner.schema import Array, Schema
 from gleaner.settings import Serving
 from gleaner.slots import Slots
 from gleaner.wire import JSON, PROBLEM, RowReader, problem, write_predictions
+
+if TYPE_CHECKING:
+    from gleaner.registry import Follower
 
 log = logging.getLogger(__name__)
 
@@ -117,12 +120,19 @@ class App:
     """The outer WSGI callable. `draining` is set when the service is told to stop.
 
     schema: the columns that are described before there is a version; each version brings its own.
+    follower: who follows an MLflow server's aliases, where one keeps them; asked only for what it knows.
     """
 
     def __init__(
-        self, slots: Slots, serving: Serving, registry: CollectorRegistry, schema: Schema | None = None
+        self,
+        slots: Slots,
+        serving: Serving,
+        registry: CollectorRegistry,
+        schema: Schema | None = None,
+        follower: Follower | None = None,
     ) -> None:
-        self.slots, self.serving, self.registry, self.schema = slots, serving, registry, schema
+        self.slots, self.serving, self.registry = slots, serving, registry
+        self.schema, self.follower = schema, follower
         self.draining = threading.Event()
         self.flask = make_flask(self)
         self._paths = {f"/{slot}/predict": slot for slot in slots.aliases}

@@ -120,21 +120,11 @@ def read_artifact(folder: Path) -> Artifact:
 
     Raises BadArtifact: missing, a broken manifest, other files than declared, a wrong size or hash.
     """
-    manifest_path = folder / MANIFEST
+    manifest, digest = read_manifest(folder)
     try:
-        if not stat.S_ISREG(manifest_path.lstat().st_mode):
-            raise BadArtifact(folder, "files", f"{MANIFEST} is not a plain file")
-        if manifest_path.stat().st_size > LARGEST_MANIFEST:
-            raise BadArtifact(folder, "size", f"{MANIFEST} is larger than {LARGEST_MANIFEST:,} bytes")
-        described = manifest_path.read_bytes()
         present = {path.name for path in folder.iterdir()}
     except OSError as e:
-        raise BadArtifact(folder, "missing", f"no {MANIFEST}: {e.strerror}") from e
-    try:
-        manifest = msgspec.json.decode(described, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        raise BadArtifact(folder, "manifest", f"{MANIFEST} is not a manifest: {e}") from e
-    _check_manifest(folder, manifest)
+        raise BadArtifact(folder, "missing", f"cannot be read: {e.strerror}") from e
     if present != {MANIFEST, *manifest.files} or MODEL not in manifest.files:
         named = ", ".join(sorted(present ^ {MANIFEST, MODEL, *manifest.files}))
         raise BadArtifact(folder, "files", f"its files are not those in its manifest: {named}")
@@ -147,7 +137,29 @@ def read_artifact(folder: Path) -> Artifact:
         with path.open("rb") as opened:
             if hashlib.file_digest(opened, "sha256").hexdigest() != file.sha256:
                 raise BadArtifact(folder, "hash", f"{name} is not what its manifest's sha256 says")
-    return Artifact(folder, manifest, hashlib.sha256(described).hexdigest())
+    return Artifact(folder, manifest, digest)
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """The manifest in a folder, and its sha256; the files that it declares need not be there yet.
+
+    Raises BadArtifact.
+    """
+    path = folder / MANIFEST
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise BadArtifact(folder, "files", f"{MANIFEST} is not a plain file")
+        if path.stat().st_size > LARGEST_MANIFEST:
+            raise BadArtifact(folder, "size", f"{MANIFEST} is larger than {LARGEST_MANIFEST:,} bytes")
+        described = path.read_bytes()
+    except OSError as e:
+        raise BadArtifact(folder, "missing", f"no {MANIFEST}: {e.strerror}") from e
+    try:
+        manifest = msgspec.json.decode(described, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        raise BadArtifact(folder, "manifest", f"{MANIFEST} is not a manifest: {e}") from e
+    _check_manifest(folder, manifest)
+    return manifest, hashlib.sha256(described).hexdigest()
 
 
 def _check_manifest(folder: Path, manifest: Manifest) -> None:
@@ -159,8 +171,14 @@ def _check_manifest(folder: Path, manifest: Manifest) -> None:
         raise BadArtifact(folder, "manifest", f"its golden rows are not rows of {width} columns with one answer each")
     if not all(map(math.isfinite, golden.answers)):
         raise BadArtifact(folder, "manifest", "a golden answer is not finite")
-    if any("/" in name or name in {"", ".", ".."} for name in manifest.files):
-        raise BadArtifact(folder, "manifest", "a file's name leads out of the folder")
+    if not all(_is_name(name) for name in manifest.files):
+        raise BadArtifact(folder, "manifest", "a file's name leads out of the folder, or is none")
+
+
+def _is_name(name: str) -> bool:
+    """Whether a declared file can only lie in the artifact's own folder, beside the manifest."""
+    plain = name.isprintable() and len(name) <= 100 and not {"/", "\\"} & set(name)
+    return plain and name not in {"", ".", "..", MANIFEST}
 
 
 class whole_folder:  # noqa: N801  # reads as a verb: `with whole_folder(path) as half:`

@@ -317,7 +317,14 @@ def serve(
     PlatformCollector(registry=registry)
     Resources([settings.state], registry)
     slots = Slots(Store(settings.store), settings.serving.slots)
-    app = App(slots, settings.serving, registry, settings.schema_)
+    followed = None
+    if settings.tracking.is_server:
+        from gleaner.metrics import Following
+        from gleaner.registry import Follower
+
+        followed = Follower(settings, slots.store)
+        Following(followed, registry)
+    app = App(slots, settings.serving, registry, settings.schema_, followed)
     metrics_at = serve_metrics(registry, settings.serving.host, settings.ports.ml_app_metrics, "ports.ml_app_metrics")
     slots.refresh()
     stop = threading.Event()
@@ -327,6 +334,8 @@ def serve(
     follower.start()
 
     def on_listen(listening: int) -> None:
+        if followed:  # a thread of its own, from now on: no start ever waits for the server
+            threading.Thread(target=followed.follow, args=(stop,), name="registry", daemon=True).start()
         click.echo(f"{settings.model.name} on http://{settings.serving.host}:{listening}", nl=False)
         click.echo(f", metrics on http://{settings.serving.host}:{metrics_at}/metrics")
         for slot, alias in settings.serving.slots.items():
@@ -500,14 +509,20 @@ def promote(config: Path | None, version: int, alias: str) -> None:
     store = Store(settings.store)
     before = store.aliases().get(alias)
     store.read(version)
-    prepare_mlflow(settings)
     recorded = True
-    try:
-        from gleaner.tracking import move_alias
-    except ImportError:
-        recorded = False
+    if settings.tracking.is_server:
+        # By one request, for which nothing of MLflow need be installed where a service runs.
+        from gleaner.registry import Server
+
+        Server(settings).move(alias, version)
     else:
-        move_alias(settings, alias, version)
+        prepare_mlflow(settings)
+        try:
+            from gleaner.tracking import move_alias
+        except ImportError:
+            recorded = False
+        else:
+            move_alias(settings, alias, version)
     store.point({alias: version})
     click.echo(f"{alias} is version {version}" + (f", it was {before}" if before else ""))
     if not recorded:

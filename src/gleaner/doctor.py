@@ -14,6 +14,7 @@ from gleaner import __version__
 from gleaner.errors import GleanerError, PortTaken, environment_name
 from gleaner.ports import check_port
 from gleaner.predictor import ENGINE
+from gleaner.registry import Server, Trouble
 from gleaner.settings import Settings
 from gleaner.store import Store
 
@@ -45,6 +46,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield Finding("OK", "settings", str(settings.file.absolute()))
     for name in type(settings.ports).model_fields:
         yield _port(settings, name)
+    if settings.tracking.is_server:
+        yield _registry(settings)
     yield from _store(settings)
     yield _disk(settings)
 
@@ -59,6 +62,17 @@ def _port(settings: Settings, name: str) -> Finding:
         fix = f"stop {e.holder}, or set {setting} ({environment_name(setting)}) to a free port"
         return Finding("FAIL", f"port {port}", f"{setting}: taken by {e.holder}", fix)
     return Finding("OK", f"port {port}", f"{setting}: free")
+
+
+def _registry(settings: Settings) -> Finding:
+    server, what = Server(settings), "registry"
+    try:
+        found = {alias: server.version(alias) for alias in settings.serving.slots.values()}
+    except Trouble as e:
+        detail = f"{e.message}; serving goes on from the store"
+        return Finding("WARN", what, detail, e.fix or "look at the server's log")
+    said = (f"{alias} is version {at.number}" if at else f"no version is {alias}" for alias, at in found.items())
+    return Finding("OK", what, f"{server.name}: {', '.join(said)}")
 
 
 def _store(settings: Settings) -> Iterator[Finding]:

@@ -22,6 +22,9 @@ from gleaner.scores import Scores
 if TYPE_CHECKING:  # it loads the engine, of 20 MB, which the trainer does without
     from gleaner.slots import Slots
 
+if TYPE_CHECKING:
+    from gleaner.registry import Follower
+
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 UNMATCHED = "unmatched"
 STATUSES = ("success", "invalid", "error", "overloaded")
@@ -211,6 +214,28 @@ class Models(Collector):
         for reason in ("store", *REASONS):
             failures.add_metric([reason], self.slots.failures.get(reason, 0))
         yield failures
+
+
+class Following(Collector):
+    """How the registry's aliases are followed; there only where an MLflow server keeps them."""
+
+    def __init__(self, follower: Follower, registry: CollectorRegistry) -> None:
+        self.follower = follower
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        polls = CounterMetricFamily("registry_polls", "Looks at the registry's aliases.", labels=["result"])
+        for result, count in self.follower.polls.items():
+            polls.add_metric([result], count)
+        yield polls
+        refusals = CounterMetricFamily("registry_refusals", "Versions not taken up, by the reason.", labels=["reason"])
+        for reason, count in self.follower.refusals.items():
+            refusals.add_metric([reason], count)
+        yield refusals
+        last = GaugeMetricFamily("registry_last_success_timestamp_seconds", "When a look last succeeded.")
+        if self.follower.last_success is not None:
+            last.add_metric([], self.follower.last_success)
+        yield last
 
 
 class Resources(Collector):

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flask import Flask, Response, redirect, request
 from flask_swagger_ui import get_swaggerui_blueprint
@@ -22,6 +22,9 @@ from gleaner.schema import Array, Schema
 from gleaner.settings import Serving
 from gleaner.slots import Slots
 from gleaner.wire import JSON, read_json, write_json
+
+if TYPE_CHECKING:
+    from gleaner.registry import Follower
 
 TOLD = "gleaner.told"
 _SWITCHES = ("detail", "partial")
@@ -51,6 +54,7 @@ class Service(Protocol):
     serving: Serving
     registry: CollectorRegistry
     schema: Schema | None
+    follower: Follower | None
     draining: threading.Event
 
     def is_ready(self) -> bool: ...
@@ -100,6 +104,8 @@ def _add_health(flask: Flask, service: Service) -> None:
         faulty = any(state["fault"] for state in slots.values())
         status = "unavailable" if not service.is_ready() else "degraded" if faulty else "ok"
         body = {"status": status, "slots": slots, "uptime_seconds": round(time.time() - started, 3)}
+        if service.follower:
+            body["registry"] = service.follower.describe()
         return _json(body, 503 if status == "unavailable" else 200)
 
     @flask.get("/livez")
@@ -316,7 +322,8 @@ def _slot(service: Service, slot: str) -> dict[str, object]:
     facts: dict[str, object] = {"alias": service.slots.aliases[slot], "version": None, "candidate": None}
     if loaded:
         facts |= {"version": loaded.version, "candidate": loaded.manifest.candidate, "run_id": loaded.manifest.run_id}
-    return {**facts, "fault": service.slots.faults.get(slot)}
+    refused = service.follower.fault(service.slots.aliases[slot]) if service.follower else None
+    return {**facts, "fault": refused or service.slots.faults.get(slot)}
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import tomllib
@@ -9,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_serializer, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from gleaner.errors import BadSetting, environment_name, nearest
@@ -143,12 +145,47 @@ class Serving(_Section):
     log: Literal["human", "json"] = Field("human", description="The form of log lines.")
 
 
-class Tracking(_Section):
-    """Where runs and versions are recorded."""
+def _is_server(uri: str) -> bool:
+    return uri.lower().startswith(("http://", "https://"))
 
-    uri: str = Field("", description="An MLflow server, or empty for a database of its own under `paths.state`.")
+
+def _address(uri: str) -> str:
+    """An address as it was given, once it is seen to be one. The password in it is nobody's to read."""
+    if _is_server(uri):
+        wanted = "wanted http://host:port, with user:password@ before the host or nothing"
+        try:
+            parts = urlsplit(uri)
+            whole = bool(parts.hostname) and parts.port != 0 and bool(parts.username) == bool(parts.password)
+        except ValueError as e:  # its own text may hold a piece of a password
+            raise ValueError(wanted) from e
+        if not whole or parts.query or parts.fragment or "@" in parts.path or not re.fullmatch(r"[!-~]+", uri):
+            raise ValueError(wanted)
+    return uri
+
+
+class Tracking(_Section):
+    """Where runs and versions are recorded; the aliases of a server are followed while serving."""
+
+    uri: Annotated[str, AfterValidator(_address)] = Field(
+        "", description="An MLflow server, or empty for a database of its own under `paths.state`."
+    )
     experiment: str = Field("", description="The experiment's name; empty for the model's.")
-    timeout_seconds: float = Field(10.0, gt=0, description="How long one call to an MLflow server may take.")
+    timeout_seconds: float = Field(8.0, gt=0, description="How long one call to an MLflow server may take.")
+    poll_seconds: float = Field(
+        1.0, gt=0, le=5, description="How often a server is asked where its aliases point, while serving."
+    )
+    fetch_seconds: float = Field(
+        60.0, gt=0, le=3_600, description="How long fetching one version's files from a server may take."
+    )
+
+    @property
+    def is_server(self) -> bool:
+        """Whether an MLflow server keeps the registry, so that its aliases are there to be followed."""
+        return _is_server(self.uri)
+
+    @field_serializer("uri")
+    def _show_uri(self, uri: str) -> str:
+        return hide_userinfo(uri)
 
 
 class Objectives(_Section):
@@ -289,7 +326,9 @@ class Settings(BaseSettings):
 
     @property
     def tracking_uri(self) -> str:
-        return self.tracking.uri or f"sqlite:///{self.state.absolute() / 'mlflow.db'}"
+        """What MLflow is told; of a server without the user and the password, which it is told in another way."""
+        uri = hide_userinfo(self.tracking.uri) if self.tracking.is_server else self.tracking.uri
+        return uri or f"sqlite:///{self.state.absolute() / 'mlflow.db'}"
 
 
 class _Source(PydanticBaseSettingsSource):
@@ -319,6 +358,37 @@ def prepare_mlflow(settings: Settings) -> None:
     os.environ["GIT_PYTHON_REFRESH"] = "quiet"
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    user, password = _userinfo(settings)
+    if user:  # there it is out of the texts of errors
+        os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = user, password
+
+
+def read_authorization(settings: Settings) -> str:
+    """The header `Authorization` for an MLflow server, empty for none; never to be shown.
+
+    Made of the user and password in the address, else of the variables that MLflow's own client reads.
+    Raises BadSetting for a token that no header can hold.
+    """
+    user, password = _userinfo(settings)
+    user = user or os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+    password = password or os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
+    if user and password:
+        return "Basic " + base64.b64encode(f"{user}:{password}".encode("utf-8", "surrogateescape")).decode("ascii")
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN", "").strip()
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise BadSetting("environment", "MLFLOW_TRACKING_TOKEN", "wanted a token: plain characters without spaces")
+    return f"Bearer {token}" if token else ""
+
+
+def _userinfo(settings: Settings) -> tuple[str, str]:
+    """The user and the password in the server's address, both empty where there are none."""
+    parts = urlsplit(settings.tracking.uri if settings.tracking.is_server else "")
+    return unquote(parts.username or ""), unquote(parts.password or "")
+
+
+def hide_userinfo(text: str) -> str:
+    """A text without the users and passwords in its addresses."""
+    return re.sub(r"//\S*@", "//", text)
 
 
 def drop_request_variables() -> None:
@@ -410,7 +480,8 @@ def _not_json(error: SettingsError) -> BadSetting:
     found = [name for name, value in os.environ.items() if name.lower().startswith("gleaner_") and value == text]
     if not found:
         return BadSetting("environment", "", str(error))
-    return BadSetting("environment", found[0], f"a list or a table is written as JSON here; got {text!r}")
+    got = hide_userinfo(repr(text))
+    return BadSetting("environment", found[0], f"a list or a table is written as JSON here; got {got}")
 
 
 def _readable(path: Path, layers: Mapping[str, Mapping[str, Any]], error: ValidationError) -> BadSetting:
@@ -431,7 +502,9 @@ def _readable(path: Path, layers: Mapping[str, Mapping[str, Any]], error: Valida
         return BadSetting(source, key, "is missing")
     if not location:
         return BadSetting(source, "", message)
-    got = "" if isinstance(fault["input"], list | tuple) else f"; got {fault['input']!r}"
+    # A list is long, and an address may hold a password.
+    unsaid = isinstance(fault["input"], list | tuple) or location in {("tracking",), ("tracking", "uri")}
+    got = "" if unsaid else f"; got {fault['input']!r}"
     return BadSetting(source, key, f"{message[0].lower()}{message[1:]}{got}")
 
 
@@ -548,4 +621,4 @@ def show_settings(settings: Settings) -> str:
             lines.append(f"features = {names}")
             continue
         lines += [f"{section}.{name} = {_toml(getattr(getattr(settings, section), name))}" for name in values]
-    return "\n".join(lines)
+    return hide_userinfo("\n".join(lines))

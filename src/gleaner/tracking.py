@@ -31,7 +31,7 @@ from gleaner.events import Chosen, Epoch, Event, Fitted, Loaded, Started, Suspec
 from gleaner.plots import draw_plots
 from gleaner.schema import Schema
 from gleaner.scores import Scores
-from gleaner.settings import ARTIFACTS, Settings
+from gleaner.settings import ARTIFACTS, Settings, hide_userinfo
 from gleaner.tables import Table
 
 FLUSH_SECONDS = 2.0
@@ -251,4 +251,5 @@ def _reachable(settings: Settings) -> Iterator[None]:
         yield
     except MlflowException as e:
         first: Any = str(e).strip().splitlines()[0][:300]
-        raise Unreachable(f"MLflow at {settings.tracking_uri}: {first}; is tracking.uri right?") from e
+        said = hide_userinfo(f"MLflow at {settings.tracking_uri}: {first}")
+        raise Unreachable(f"{said}; is tracking.uri right?") from e

@@ -1,0 +1,827 @@
+"""What no MLflow would do, done by a small real server: whatever it answers, the store stays as it was."""
+
+from __future__ import annotations
+
+import datetime as dt
+import http.server
+import ipaddress
+import json
+import logging
+import os
+import re
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import made
+import pytest
+from conftest import SETTINGS
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from prometheus_client import CollectorRegistry
+
+from gleaner.artifact import MANIFEST, MODEL
+from gleaner.errors import BadArtifact
+from gleaner.metrics import Following
+from gleaner.predictor import ENGINE
+from gleaner.registry import REFUSALS, RESULTS, Follower, Server, Trouble
+from gleaner.settings import Settings, load_settings
+from gleaner.slots import Slots
+from gleaner.store import Store
+
+ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts/"
+
+
+class Registry(http.server.ThreadingHTTPServer):
+    """What of an MLflow server is asked for; `fault` answers instead of it where it says that it has."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.aliases: dict[str, int] = {}
+        self.folders: dict[int, Path] = {}
+        self.uris: dict[int, str] = {}
+        self.fault: Callable[[Answer], bool] = lambda answer: False
+        self.asked: list[str] = []
+        self.authorizations: set[str | None] = set()
+        self.ended = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def fetched(self, name: str) -> int:
+        """How often a file was asked for."""
+        return sum(path.endswith(f"/{name}") for path in self.asked)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # a client that hangs up is what half of these tests are about
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    server: Registry
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        self.server.authorizations.add(self.headers["Authorization"])
+        if not self.server.fault(self):
+            self.answer(*self.content())
+
+    def content(self) -> tuple[int, bytes]:
+        parts = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        if parts.path == "/api/2.0/mlflow/registered-models/alias":
+            version = self.server.aliases.get(query["alias"])
+            if version is None:
+                return 400, json.dumps({"error_code": "INVALID_PARAMETER_VALUE", "message": "not found."}).encode()
+            source = f"models:/{self.server.folders[version]}"
+            about = {"name": query["name"], "version": str(version), "source": source, "status": "READY"}
+            return 200, json.dumps({"model_version": about}).encode()
+        if parts.path == "/api/2.0/mlflow/model-versions/get-download-uri":
+            version = int(query["version"])
+            uri = self.server.uris.get(version, f"mlflow-artifacts:/1/models/{version}/artifacts")
+            return 200, json.dumps({"artifact_uri": uri}).encode()
+        number, name = re.fullmatch(rf"{ARTIFACTS}1/models/(\d+)/artifacts/gleaner/(.+)", unquote(self.path)).groups()
+        path = self.server.folders[int(number)] / name
+        if not path.is_file():
+            return 404, json.dumps({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "No such artifact"}).encode()
+        return 200, path.read_bytes()
+
+    def answer(self, status: int, content: bytes, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def raw(self, *pieces: bytes, pause: float = 0.0) -> None:
+        """Send bytes as they are, with a pause after each, until the client has had enough."""
+        self.close_connection = True
+        for piece in pieces:
+            self.wfile.write(piece)
+            self.wfile.flush()
+            if self.server.ended.wait(pause):
+                return
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    """A registry with version 1, the champion, and version 2, the challenger."""
+    with Registry() as server:
+        server.folders = {n: made.constant(float(n)).folder for n in (1, 2, 3)}
+        server.aliases = {"champion": 1, "challenger": 2}
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.ended.set()
+        server.shutdown()
+        thread.join()
+
+
+def settings_for(folder: Path, uri: str, **tracking: object) -> Settings:
+    (folder / "gleaner.toml").write_text(SETTINGS)
+    return load_settings(folder / "gleaner.toml", {"tracking": {"uri": uri, "timeout_seconds": 0.5, **tracking}})
+
+
+def follower_of(registry: Registry, folder: Path, store: Store | None = None, **tracking: object) -> Follower:
+    store = store or Store(folder / "store")
+    return Follower(settings_for(folder, registry.url, **tracking), store, test=lambda _: None)
+
+
+@pytest.fixture
+def follower(registry: Registry, tmp_path: Path) -> Follower:
+    """One that has followed the registry, and that gives up on an answer after half a second."""
+    follower = follower_of(registry, tmp_path, fetch_seconds=0.5)
+    follower.poll()
+    return follower
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+# What goes well
+
+
+def test_an_empty_store_is_filled_and_pointed(follower):
+    assert {"champion": 1, "challenger": 2} == follower.store.aliases()
+    assert [1, 2] == follower.store.versions()
+    assert follower.store.has_passed(1, follower.store.read(1).digest, ENGINE)
+    assert ("success", 1) == (follower.result, follower.polls["success"])
+    assert time.time() - follower.last_success < 60
+    assert [] == list(follower.store.root.glob(".fetch-*"))
+
+
+def test_a_version_that_the_store_holds_already_is_compared_and_not_fetched(registry, tmp_path):
+    store = made.fill(tmp_path / "store", made.constant(1.0), made.constant(2.0))
+    store.point({"champion": 2})
+
+    follower_of(registry, tmp_path, store).poll()
+
+    assert {"champion": 1, "challenger": 2} == store.aliases()
+    assert (2, 0) == (registry.fetched(MANIFEST), registry.fetched(MODEL))
+
+
+def test_two_questions_are_all_that_is_asked_while_nothing_moves(registry, follower):
+    registry.asked.clear()
+
+    follower.poll()
+
+    assert [True, True] == ["registered-models/alias" in path for path in registry.asked]
+
+
+def test_a_version_in_both_aliases_is_fetched_once(registry, follower):
+    registry.asked.clear()
+    registry.aliases = {"champion": 3, "challenger": 3}
+
+    follower.poll()
+
+    assert {"champion": 3, "challenger": 3} == follower.store.aliases()
+    assert 1 == registry.fetched(MODEL)
+
+
+def test_a_missing_alias_ends_nothing(registry, follower, caplog):
+    registry.aliases = {"challenger": 2}
+
+    follower.poll()
+
+    assert {"champion": 1, "challenger": 2} == follower.store.aliases()
+    assert ("success", []) == (follower.result, lines(caplog))
+
+
+def test_what_somebody_on_this_machine_has_moved_meanwhile_is_not_moved_back(registry, follower):
+    def promote(answer: Answer) -> bool:
+        if MANIFEST in answer.path:
+            follower.store.point({"champion": 2})
+        return False
+
+    registry.aliases["champion"], registry.fault = 3, promote
+    follower.poll()
+
+    assert 2 == follower.store.aliases()["champion"]
+
+    registry.aliases["champion"], registry.fault = 1, lambda answer: False
+    follower.poll()
+
+    assert 1 == follower.store.aliases()["champion"]
+
+
+def test_what_a_killed_process_left_is_swept_away(registry, follower):
+    old, new = follower.store.root / ".fetch-old", follower.store.root / ".fetch-new"
+    for folder in (old, new):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    registry.aliases["champion"] = 3
+
+    follower.poll()
+
+    assert [new] == list(follower.store.root.glob(".fetch-*"))
+
+
+def test_every_result_and_reason_is_counted_from_0(follower):
+    metrics = CollectorRegistry()
+    Following(follower, metrics)
+
+    assert 1 == metrics.get_sample_value("registry_polls_total", {"result": "success"})
+    assert {0} == {metrics.get_sample_value("registry_polls_total", {"result": r}) for r in RESULTS[1:]}
+    assert {0} == {metrics.get_sample_value("registry_refusals_total", {"reason": r}) for r in REFUSALS}
+    assert follower.last_success == metrics.get_sample_value("registry_last_success_timestamp_seconds")
+
+
+# A server that is in no state to be followed
+
+
+def reset(answer: Answer) -> bool:
+    answer.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    answer.connection.close()
+    return True
+
+
+def says(*pieces: bytes, pause: float = 0.0) -> Callable[[Answer], bool]:
+    def fault(answer: Answer) -> bool:
+        answer.raw(*pieces, pause=pause)
+        return True
+
+    return fault
+
+
+def answers(status: int, content: bytes, **headers: str) -> Callable[[Answer], bool]:
+    def fault(answer: Answer) -> bool:
+        answer.answer(status, content, **headers)
+        return True
+
+    return fault
+
+
+def only(part: str, fault: Callable[[Answer], bool]) -> Callable[[Answer], bool]:
+    return lambda answer: part in answer.path and fault(answer)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+PAGE = b"<!doctype html><title>Sign in</title>"
+FAULTS = {
+    "resets": (reset, "unreachable"),
+    "hangs": (says(b"", pause=60), "unreachable"),
+    "drips its head": (says(HEAD, *[b"X"] * 10_000, pause=0.05), "unreachable"),
+    "drips its body": (says(HEAD + b"Content-Length: 10000\r\n\r\n", *[b" "] * 10_000, pause=0.05), "unreachable"),
+    "goes on with 100": (says(*[b"HTTP/1.1 100 Continue\r\n\r\n"] * 10_000, pause=0.05), "unreachable"),
+    "hangs up": (says(b""), "unreachable"),
+    "hangs up half way": (says(HEAD + b"Content-Length: 10000\r\n\r\n{"), "unreachable"),
+    "hangs up between chunks": (says(HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"), "unreachable"),
+    "says another greeting": (says(b"220 mail.example.com ESMTP\r\n", pause=0.1), "unreachable"),
+    "does not speak HTTP": (says(b"\x16\x03\x01\r\n\r\n" * 100), "invalid"),
+    "sends a head without an end": (says(HEAD, b"X: " + b"x" * 200_000), "invalid"),
+    "sends a page": (answers(200, PAGE), "invalid"),
+    "sends nothing": (answers(200, b""), "invalid"),
+    "sends no object": (answers(200, b"[1]"), "invalid"),
+    "sends other types": (answers(200, b'{"model_version": {"name": "made", "version": 1}}'), "invalid"),
+    "sends no number": (answers(200, b'{"model_version": {"name": "made", "version": "../1"}}'), "invalid"),
+    "sends a number without end": (
+        answers(200, b'{"model_version": {"name": "made", "version": "' + b"9" * 500_000 + b'"}}'),
+        "invalid",
+    ),
+    "sends another model": (
+        only("/alias?", answers(200, b'{"model_version": {"name": "other", "version": "3"}}')),
+        "invalid",
+    ),
+    "sends deep nesting": (answers(200, b'{"a":' * 100_000), "invalid"),
+    "sends broken UTF-8": (answers(200, b'{"model_version": {"name": "\xff", "version": "1"}}'), "invalid"),
+    "sends 2 MB": (answers(200, b" " * 2_000_000), "invalid"),
+    "announces 10 GB": (says(HEAD + b"Content-Length: 10000000000\r\n\r\n", *[b" " * 65_536] * 1_000), "invalid"),
+    "sends chunks without end": (
+        says(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[b"10000\r\n" + b" " * 65_536 + b"\r\n"] * 1_000),
+        "invalid",
+    ),
+    "fails": (answers(500, b'{"error_code": "INTERNAL_ERROR", "message": "database is locked"}'), "error"),
+    "is behind a proxy that cannot reach it": (answers(502, PAGE), "error"),
+    "wants a password": (answers(401, b"You are not authenticated."), "error"),
+    "does not know the host": (answers(403, b"Invalid Host header - possible DNS rebinding attack detected"), "error"),
+    "is no MLflow": (answers(404, PAGE), "error"),
+    "is no MLflow, in JSON": (answers(404, b'{"detail": "Not Found"}'), "error"),
+    "has no content": (says(b"HTTP/1.1 204 No Content\r\n\r\n"), "error"),
+}
+
+
+@pytest.mark.parametrize(("fault", "result"), FAULTS.values(), ids=FAULTS)
+def test_a_server_that_fails_changes_nothing_but_a_metric_and_a_line(registry, follower, caplog, fault, result):
+    slots = Slots(follower.store, {"v1": "champion", "v2": "challenger"}, test=lambda _: None)
+    slots.refresh()
+    before, loaded = everything(follower.store.root), dict(slots.current)
+    registry.aliases["champion"], registry.fault = 3, fault
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+
+    began = time.monotonic()
+    for _ in range(3):
+        follower.poll()
+    seconds = time.monotonic() - began
+    slots.refresh()
+
+    assert (result, 3) == (follower.result, follower.polls[result])
+    assert ["registry not followed"] == caplog.messages
+    assert before == everything(follower.store.root)
+    assert loaded == slots.current
+    assert {} == slots.faults
+    assert follower.describe()["detail"].startswith(f"MLflow at {registry.url}: ")
+    assert seconds < 10  # 3 times half a second, and not the minutes that it goes on
+
+    registry.fault = lambda answer: False
+    follower.poll()
+
+    assert ["registry not followed", "alias followed", "registry followed"] == caplog.messages
+    assert 3 == follower.store.aliases()["champion"]
+
+
+@pytest.mark.parametrize("name", ["sends 2 MB", "announces 10 GB", "sends chunks without end"])
+def test_of_an_answer_without_end_a_megabyte_is_read(registry, follower, name):
+    registry.fault = FAULTS[name][0]
+
+    follower.poll()
+
+    assert follower.detail.endswith("answered more than 1,048,576 bytes")
+
+
+def test_a_server_that_is_late_is_followed_late(registry, follower):
+    registry.aliases["champion"], registry.fault = 3, lambda answer: registry.ended.wait(0.2)
+
+    follower.poll()
+
+    assert ("success", 3) == (follower.result, follower.store.aliases()["champion"])
+
+
+def test_a_server_that_is_not_there_changes_nothing(registry, follower, caplog):
+    registry.ended.set()
+    registry.shutdown()
+    registry.server_close()
+
+    for _ in range(3):
+        follower.poll()
+
+    assert ("unreachable", ["registry not followed"]) == (follower.result, lines(caplog))
+    assert {"champion": 1, "challenger": 2} == follower.store.aliases()
+
+
+def test_a_name_that_nobody_knows_is_a_server_that_is_not_there(tmp_path):
+    for uri in ("http://registry.invalid:5000", f"http://{'a' * 70}.example:5000"):
+        follower = Follower(settings_for(tmp_path, uri), Store(tmp_path / "store"))
+        follower.poll()
+
+        assert "unreachable" == follower.result
+
+
+def test_a_redirect_is_not_followed(registry, follower):
+    with Registry() as elsewhere:
+        thread = threading.Thread(target=elsewhere.serve_forever, args=(0.01,))
+        thread.start()
+        registry.fault = answers(302, b"", Location=f"{elsewhere.url}/api")
+        follower.poll()
+        elsewhere.shutdown()
+        thread.join()
+
+    assert [] == elsewhere.asked
+    assert "error" == follower.result
+    assert "a redirect; set tracking.uri to where it leads" in follower.detail
+
+
+def test_each_new_state_is_one_line(registry, follower, caplog):
+    caplog.set_level(logging.INFO)
+    for fault in (reset, reset, answers(500, b""), answers(500, b""), answers(502, b""), lambda answer: False, reset):
+        registry.fault = fault
+        follower.poll()
+
+    assert ["unreachable", "error", "success", "unreachable"] == [
+        r.result for r in caplog.records if "result" in vars(r)
+    ]
+
+
+def test_what_may_help_is_said(registry, follower):
+    registry.fault = answers(403, b"Invalid Host header - possible DNS rebinding attack detected")
+    follower.poll()
+
+    assert f"start it with --allowed-hosts {registry.url[7:]}" in follower.detail
+
+    registry.fault = answers(401, b"")
+    follower.poll()
+
+    assert "give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in follower.detail
+
+
+def test_an_error_of_our_own_ends_nothing_and_is_said_once_with_its_traceback(registry, follower, caplog, monkeypatch):
+    monkeypatch.setattr(follower.server, "version", lambda alias: 1 / 0)
+
+    follower.poll()
+    follower.poll()
+
+    assert ("internal", 2) == (follower.result, follower.polls["internal"])
+    [line] = caplog.records
+    assert line.exc_info
+
+
+def test_a_store_that_cannot_be_written_is_said_once(registry, tmp_path, caplog):
+    (tmp_path / "store").write_text("a file where a folder should be")
+    follower = follower_of(registry, tmp_path)
+
+    follower.poll()
+    follower.poll()
+
+    assert ("store", 2) == (follower.result, follower.polls["store"])
+    assert ["registry not followed"] == lines(caplog)
+
+
+# Files that cannot be had for now
+
+
+@pytest.mark.parametrize("name", ["resets", "drips its body", "hangs up half way", "fails", "hangs"])
+@pytest.mark.parametrize("file", [MANIFEST, MODEL])
+def test_a_fetch_that_breaks_off_is_tried_again_after_a_while(registry, follower, caplog, file, name):
+    fault, result = FAULTS[name]
+    before = everything(follower.store.root)
+    registry.asked.clear()
+    registry.aliases, registry.fault = {"champion": 3, "challenger": 1}, only(f"/3/artifacts/gleaner/{file}", fault)
+
+    for _ in range(3):
+        follower.poll()
+
+    assert (result, 3) == (follower.result, follower.polls[result])
+    assert 0 == sum(follower.refusals.values())
+    assert ["registry not followed"] == lines(caplog)
+    assert before == everything(follower.store.root)
+    assert 1 == registry.fetched(file)
+    # The other alias does not wait for it.
+    assert {"champion": 1, "challenger": 1} == follower.store.aliases()
+
+    registry.fault = lambda answer: False
+    for _ in range(100):
+        follower.poll()
+        if follower.store.aliases()["champion"] == 3:
+            break
+        time.sleep(0.1)
+
+    assert {"champion": 3, "challenger": 1} == follower.store.aliases()
+    assert "success" == follower.result
+
+
+# Versions that are not taken up
+
+
+def changed(folder: Path, **members: object) -> Path:
+    """An artifact like version 3, but for members of its manifest."""
+    made.copy(made.constant(3.0), folder)
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    (folder / MANIFEST).write_text(json.dumps(manifest | members))
+    return folder
+
+
+def other_columns(folder: Path) -> Path:
+    features = json.loads((made.constant(3.0).folder / MANIFEST).read_bytes())["features"]
+    return changed(folder, features=[features[1], features[0], features[2]])
+
+
+def other_content(folder: Path) -> Path:
+    made.copy(made.constant(3.0), folder)
+    model = (folder / MODEL).read_bytes()
+    (folder / MODEL).write_bytes(model[:-1] + bytes([model[-1] ^ 1]))
+    return folder
+
+
+def other_size(folder: Path, change: Callable[[bytes], bytes]) -> Path:
+    made.copy(made.constant(3.0), folder)
+    (folder / MODEL).write_bytes(change((folder / MODEL).read_bytes()))
+    return folder
+
+
+def declaring(folder: Path, *names: str, size: int = 3) -> Path:
+    files = json.loads((made.constant(3.0).folder / MANIFEST).read_bytes())["files"]
+    return changed(folder, files={**files, **{name: {"sha256": "0" * 64, "size": size} for name in names}})
+
+
+def empty(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def page(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / MANIFEST).write_bytes(PAGE)
+    return folder
+
+
+def without_model(folder: Path) -> Path:
+    made.copy(made.constant(3.0), folder)
+    (folder / MODEL).unlink()
+    return folder
+
+
+REFUSED = {
+    "no manifest": (empty, "missing", "no gleaner/manifest.json"),
+    "a page for a manifest": (page, "manifest", "is not a manifest"),
+    "a manifest of another kind": (lambda f: changed(f, format="1"), "manifest", "is not a manifest"),
+    "a manifest of a later format": (lambda f: changed(f, format=99), "manifest", "its format is 99"),
+    "a manifest of 17 MB": (lambda f: changed(f, created=" " * 17_000_000), "size", "more than 16,777,216 bytes"),
+    "another model's version": (lambda f: changed(f, model="other"), "model", "is of 'other', not of 'made'"),
+    "another order of columns": (other_columns, "columns", "it has doors_in_route (float), time_spent (float)"),
+    "another target": (lambda f: changed(f, target={"name": "cans"}), "columns", "target cans"),
+    "a file above": (lambda f: declaring(f, "../../aliases.json"), "manifest", "leads out of the folder"),
+    "a file elsewhere": (lambda f: declaring(f, "/tmp/x"), "manifest", "leads out of the folder"),
+    "a file with a NUL": (lambda f: declaring(f, "a\0b"), "manifest", "leads out of the folder"),
+    "a long name": (lambda f: declaring(f, "a" * 300), "manifest", "leads out of the folder"),
+    "a manifest in itself": (lambda f: declaring(f, MANIFEST), "manifest", "leads out of the folder"),
+    "many files": (lambda f: declaring(f, *map(str, range(1000))), "files", "declares 1001 files"),
+    "only another file": (lambda f: changed(f, files={"a": {"sha256": "", "size": 1}}), "files", "wanted model.onnx"),
+    "2 GB": (lambda f: declaring(f, "more", size=2 << 30), "size", "declares 2,147,4"),
+    "a size below nothing": (lambda f: declaring(f, "more", size=-1), "size", "at most"),
+    "no model": (without_model, "missing", "no gleaner/model.onnx"),
+    "a model cut short": (lambda f: other_size(f, lambda model: model[:-1]), "size", "model.onnx has"),
+    "a model too long": (lambda f: other_size(f, lambda model: model * 2), "size", "model.onnx has more than"),
+    "a model of other bytes": (other_content, "hash", "sha256"),
+}
+
+
+@pytest.mark.parametrize(("make", "reason", "detail"), REFUSED.values(), ids=REFUSED)
+def test_a_version_that_is_not_ours_or_not_whole_is_refused_once(
+    registry, follower, caplog, tmp_path, make, reason, detail
+):
+    before = everything(follower.store.root)
+    registry.folders[4] = make(tmp_path / "four")
+    registry.aliases["champion"] = 4
+    registry.asked.clear()
+
+    for _ in range(3):
+        follower.poll()
+
+    assert {"champion": 1, "challenger": 2} == follower.store.aliases()
+    assert before == everything(follower.store.root)
+    assert {reason: 1} == {name: count for name, count in follower.refusals.items() if count}
+    [line] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert ("version refused", 4, reason) == (line.message, line.version, line.reason)
+    assert follower.fault("champion").startswith("version 4 in the registry: ")
+    assert detail in follower.fault("champion")
+    assert follower.fault("challenger") is None
+    assert "success" == follower.result
+    assert 1 == registry.fetched(MANIFEST)
+
+    registry.aliases["champion"] = 3
+    follower.poll()
+
+    assert 3 == follower.store.aliases()["champion"]
+    assert follower.fault("champion") is None
+
+
+URIS = [
+    "",
+    "mlflow-artifacts:",
+    "mlflow-artifacts:/",
+    "mlflow-artifacts:/../../etc",
+    "mlflow-artifacts:/1/./models",
+    "mlflow-artifacts:/1//models",
+    "mlflow-artifacts:/1/%2e%2e/models",
+    "mlflow-artifacts:/1\\..\\models",
+    "mlflow-artifacts:/1/models?path=x",
+    "mlflow-artifacts:/1/models#x",
+    "mlflow-artifacts:/1/models\nX: y",
+    "mlflow-artifacts:/" + "a/" * 2_000,
+    "mlflow-artifacts://elsewhere:5000/1/models",
+    "file:///etc",
+    "/etc",
+    "s3://joe:s3cret@bucket/1/models",
+    "http://127.0.0.1:1/api/2.0/mlflow-artifacts/artifacts/1/models",
+]
+
+
+@pytest.mark.parametrize("uri", URIS, ids=lambda uri: repr(uri[:40]))
+def test_only_files_among_the_servers_own_are_asked_for(registry, follower, caplog, uri):
+    registry.uris[3], registry.aliases["champion"] = uri, 3
+    registry.asked.clear()
+
+    follower.poll()
+    follower.poll()
+
+    assert 0 == registry.fetched(MANIFEST)
+    assert 1 == follower.refusals["location"]
+    assert 1 == follower.store.aliases()["champion"]
+    assert "s3cret" not in caplog.text + follower.fault("champion")
+
+
+def test_the_servers_own_address_may_stand_in_the_uri(registry, follower):
+    host = registry.url.removeprefix("http://")
+    registry.uris[3], registry.aliases["champion"] = f"mlflow-artifacts://{host}/1/models/3/artifacts", 3
+
+    follower.poll()
+
+    assert 3 == follower.store.aliases()["champion"]
+
+
+def test_a_version_that_fails_its_self_test_never_comes_into_the_store(registry, tmp_path, caplog):
+    registry.folders[4] = made.rewrite(made.copy(made.constant(4.0), tmp_path / "four"), made.killing())
+    follower = Follower(settings_for(tmp_path, registry.url), Store(tmp_path / "store"))
+    follower.poll()
+    registry.aliases["champion"] = 4
+
+    follower.poll()
+    follower.poll()
+
+    assert {"champion": 1, "challenger": 2} == follower.store.aliases()
+    assert [1, 2] == follower.store.versions()
+    assert 1 == follower.refusals["selftest"]
+    assert "ended by signal" in follower.fault("champion")
+    # So a start without the server finds what was served before.
+    slots = Slots(follower.store, {"v1": "champion"})
+    slots.refresh()
+    assert 1 == slots.current["v1"].version
+
+
+def test_a_version_in_the_store_that_was_never_tested_is_tested_before_it_is_pointed_at(registry, tmp_path):
+    def fail(folder: Path) -> None:
+        raise BadArtifact(folder, "selftest", "no")
+
+    store = made.fill(tmp_path / "store", made.constant(1.0), made.constant(2.0))
+    store.add(3, made.constant(3.0).folder)
+    registry.aliases["champion"] = 3
+    follower = Follower(settings_for(tmp_path, registry.url), store, test=fail)
+
+    follower.poll()
+
+    assert {"champion": 1, "challenger": 2} == store.aliases()
+    assert 1 == follower.refusals["selftest"]
+
+
+def test_a_registry_begun_anew_is_refused_whether_it_is_noticed_at_the_start_or_later(registry, follower, tmp_path):
+    registry.folders[1] = made.constant(10.0).folder
+    follower.poll()
+
+    assert 1 == follower.refusals["conflict"]
+    assert "the registry was begun anew" in follower.fault("champion")
+
+    later = follower_of(registry, tmp_path, follower.store)
+    later.poll()
+
+    assert 1 == later.refusals["conflict"]
+    assert {"champion": 1, "challenger": 2} == follower.store.aliases()
+
+
+def test_a_damaged_copy_in_the_store_is_refused_and_named(registry, follower, tmp_path):
+    damaged = follower.store.folder(1) / MODEL
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    follower.store.point({"champion": 2})
+
+    later = follower_of(registry, tmp_path, follower.store)
+    later.poll()
+
+    assert 2 == follower.store.aliases()["champion"]
+    assert 1 == later.refusals["size"]
+    assert f"the copy in the store is damaged: {MODEL} has" in later.fault("champion")
+    assert f"move {follower.store.folder(1)} away" in later.fault("champion")
+
+
+def test_a_reason_is_never_long(registry, follower, tmp_path):
+    registry.folders[4] = changed(tmp_path / "four", model="x" * 1_000_000)
+    registry.aliases["champion"] = 4
+
+    follower.poll()
+
+    assert len(follower.fault("champion")) < 600
+
+
+def test_what_was_refused_is_looked_at_again_once_the_server_was_away(registry, follower, caplog):
+    registry.aliases["champion"], registry.fault = 3, only(MANIFEST, answers(200, PAGE))
+    follower.poll()
+    assert 1 == follower.refusals["manifest"]
+
+    registry.fault = reset
+    follower.poll()
+    registry.fault = lambda answer: False
+    follower.poll()
+    follower.poll()
+
+    assert 3 == follower.store.aliases()["champion"]
+    assert follower.fault("champion") is None
+
+
+def test_what_is_refused_as_the_server_comes_back_is_refused_once(registry, follower):
+    registry.fault = reset
+    follower.poll()
+    registry.aliases["champion"], registry.fault = 3, only(MANIFEST, answers(200, PAGE))
+    for _ in range(3):
+        follower.poll()
+
+    assert 1 == follower.refusals["manifest"]
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("userinfo", "environment", "wanted"),
+    [
+        ("", {}, None),
+        ("joe:s3%40cret@", {}, "Basic am9lOnMzQGNyZXQ="),
+        ("", {"MLFLOW_TRACKING_USERNAME": "joe", "MLFLOW_TRACKING_PASSWORD": "s3@cret"}, "Basic am9lOnMzQGNyZXQ="),
+        ("", {"MLFLOW_TRACKING_TOKEN": "s3@cret"}, "Bearer s3@cret"),
+        ("joe:s3%40cret@", {"MLFLOW_TRACKING_TOKEN": "other"}, "Basic am9lOnMzQGNyZXQ="),
+    ],
+)
+def test_the_key_is_shown_to_the_server_and_to_nobody_else(
+    registry, tmp_path, caplog, monkeypatch, userinfo, environment, wanted
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    settings = settings_for(tmp_path, registry.url.replace("//", f"//{userinfo}"))
+    follower = Follower(settings, Store(tmp_path / "store"), test=lambda _: None)
+    caplog.set_level(logging.DEBUG, "gleaner")
+
+    follower.poll()
+    registry.fault = answers(500, b"")
+    follower.poll()
+    registry.fault = reset
+    follower.poll()
+
+    assert {wanted} == registry.authorizations
+    said = [str(vars(record)) for record in caplog.records if record.name.startswith("gleaner")]
+    shown = "".join([*said, str(follower.describe()), str(settings.model_dump()), settings.tracking_uri])
+    assert said
+    assert not re.search("s3@cret|s3%40cret|am9lOnMzQGNyZXQ", shown)
+
+
+# TLS
+
+
+@pytest.fixture
+def encrypted(registry: Registry, tmp_path: Path) -> Path:
+    """The registry behind TLS from now on; the certificate by which it is known."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "registry")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path, secret = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    secret.write_bytes(key.private_bytes(encoding, form, serialization.NoEncryption()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path, secret)
+    registry.socket = context.wrap_socket(registry.socket, server_side=True, do_handshake_on_connect=False)
+    return path
+
+
+def test_a_server_behind_tls_is_followed_by_those_who_know_its_certificate(registry, encrypted, tmp_path, monkeypatch):
+    uri = registry.url.replace("http://", "https://")
+    stranger = Follower(settings_for(tmp_path, uri), Store(tmp_path / "store"), test=lambda _: None)
+    stranger.poll()
+
+    assert "unreachable" == stranger.result
+    assert "certificate" in stranger.detail
+
+    monkeypatch.setenv("SSL_CERT_FILE", str(encrypted))
+    follower = Follower(settings_for(tmp_path, uri), Store(tmp_path / "store"), test=lambda _: None)
+    follower.poll()
+
+    assert {"champion": 1, "challenger": 2} == follower.store.aliases()
+
+    registry.fault = FAULTS["drips its head"][0]
+    follower.poll()
+
+    assert "no whole answer within tracking.timeout_seconds" in follower.detail
+
+
+# Moving an alias
+
+
+def test_an_alias_is_moved_by_one_request(registry, tmp_path, monkeypatch):
+    told: list[object] = []
+
+    def do_post(answer: Answer) -> None:
+        told.append(json.loads(answer.rfile.read(int(answer.headers["Content-Length"]))))
+        answer.answer(*reply)
+
+    monkeypatch.setattr(Answer, "do_POST", do_post, raising=False)
+    server = Server(settings_for(tmp_path, registry.url))
+    reply: tuple[int, bytes] = (200, b"{}")
+    server.move("champion", 3)
+
+    assert [{"name": "made", "alias": "champion", "version": "3"}] == told
+
+    reply = (404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Model Version not found"}')
+    with pytest.raises(Trouble, match="knows no version 9 of 'made'"):
+        server.move("champion", 9)

@@ -58,9 +58,8 @@ _STATUS_LINE = {status.value: f"{status.value} {status.phrase}" for status in HT
 _JSON_TYPES = frozenset({JSON, f"{JSON}; charset=utf-8", f"{JSON};charset=utf-8", f"{JSON}; charset=UTF-8"})
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PIECE = 1 << 16
-# Two small requests at once are a seventh faster than many, which only pass Python's lock around. Large ones
-# have turns of their own, so that a few of them do not keep everybody else waiting.
-_SMALL_AT_ONCE, _SMALL_BODY = 2, 4_096
+# Large requests have turns of their own, so that a few of them do not keep everybody else waiting.
+_SMALL_BODY = 4_096
 # Tables of many megabytes: how many are taken in and computed at once, so that memory is bounded.
 _LARGE_AT_ONCE, _TABLES_AT_ONCE = 4, 2
 _HEADER_LENGTH = "HTTP_" + HEADER_LENGTH.upper().replace("-", "_")
@@ -140,7 +139,7 @@ class App:
         Models(slots, registry)
         self._bound: dict[str, Bound] = {}
         busy = "too many requests are in flight"
-        self._small = Turns(min(_SMALL_AT_ONCE, serving.max_in_flight), serving.queue_seconds, busy)
+        self._small = Turns(serving.max_in_flight, serving.queue_seconds, busy)
         self._large = Turns(serving.max_in_flight, serving.queue_seconds, busy)
         # Some threads stay free of slow bodies, so that health, metrics and refusals always find one.
         sending = "too many bodies are being sent at once"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gleaner.registry import Follower
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-UNMATCHED = "unmatched"
+UNMATCHED, OTHER = "unmatched", "other"
 STATUSES = ("success", "invalid", "error", "overloaded")
 RESULTS = ("success", "error")
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -102,7 +102,8 @@ class Traffic(Collector):
 
     def answered(self, method: str, path: str, status: str, seconds: float) -> None:
         """Count one answer, and end its being in progress."""
-        route = path if path in self.routes else UNMATCHED
+        # Whoever tries every method on every route makes one time series a method, not hundreds.
+        route = path if path in self.routes and status != "405" else UNMATCHED
         method = method if method in METHODS else "other"
         self._begun.pop()
         with self._lock:
@@ -139,13 +140,9 @@ class Traffic(Collector):
 
     def _count(self, method: str, route: str, status: str, seconds: float) -> None:
         key = (method, route, status)
-        try:
-            durations = self._durations[method, route]
-            self._requests[key] += 1
-        except KeyError:
-            durations = self._durations.setdefault((method, route), _Durations())
-            self._requests[key] = self._requests.get(key, 0) + 1
-        durations.add(seconds)
+        self._requests[key] = self._requests.get(key, 0) + 1
+        timed = (method, route if method == "POST" and route.endswith(_PREDICTING) else OTHER)
+        self._durations.setdefault(timed, _Durations()).add(seconds)
 
     def _predicted(self, slot: str, status: str, rows: int, seconds: float) -> None:
         self._predictions[slot, status] += 1

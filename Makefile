@@ -10,13 +10,12 @@ BIN := $(VENV)/bin
 .PHONY: help up venv test reliability compose-test lint bench bench-score bench-peers docs lock clean
 
 help:
-	@echo 'make up [DATA=routes.csv] [ARGS="--champion spline"]   set up, train once, serve until Ctrl-C'
+	@echo 'make up [DATA=routes.csv] [ARGS="--champion spline"]   set up, train once, run everything until Ctrl-C'
 	@echo 'make test [ARGS="-k schema"]                           set up and run the tests'
 	@echo 'make lint | reliability | compose-test | bench | bench-score | bench-peers | docs | lock | clean'
 
 up: venv
-	@$(BIN)/gleaner train --if-empty $(DATA) $(ARGS)
-	@exec $(BIN)/gleaner serve
+	@exec $(BIN)/gleaner up $(DATA) $(ARGS)
 
 test: venv
 	@$(BIN)/python -m pytest $(ARGS)

@@ -7,19 +7,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up venv test compose-test lint bench bench-score bench-peers docs lock clean
+.PHONY: help up venv test reliability compose-test lint bench bench-score bench-peers docs lock clean
 
 help:
-	@echo 'make up [DATA=routes.csv] [ARGS="--champion spline"]   set up, train once, serve until Ctrl-C'
+	@echo 'make up [DATA=routes.csv] [ARGS="--champion spline"]   set up, train once, run everything until Ctrl-C'
 	@echo 'make test [ARGS="-k schema"]                           set up and run the tests'
-	@echo 'make compose-test | lint | bench | bench-score | bench-peers | docs | lock | clean'
+	@echo 'make lint | reliability | compose-test | bench | bench-score | bench-peers | docs | lock | clean'
 
 up: venv
-	@$(BIN)/gleaner train --if-empty $(DATA) $(ARGS)
-	@exec $(BIN)/gleaner serve
+	@exec $(BIN)/gleaner up $(DATA) $(ARGS)
 
 test: venv
 	@$(BIN)/python -m pytest $(ARGS)
+
+# What takes too long for every run: more moments to be killed at, and some minutes of schemathesis.
+reliability: venv
+	@MOMENTS=20 CONTRACT_EXAMPLES=1000 $(BIN)/python -m pytest --timeout 1800 tests/reliability tests/integration/test_protocols.py
 
 # docker-compose.yml, built and run without Docker; for root on Debian.
 compose-test: venv

@@ -31,6 +31,7 @@ from rig import (
     LOAD_CORE,
     NAMES,
     ROOT,
+    Load,
     fill_store,
     fit_models,
     free_port,
@@ -40,6 +41,7 @@ from rig import (
     memory_bytes,
     need_tools,
     ratios,
+    refusals,
     serving,
     spread,
     write_script,
@@ -71,11 +73,18 @@ class Side:
     """What was measured of one service with one model; lists have an entry for each round."""
 
     start: float = 0.0
-    rates: list[float] = field(default_factory=list)
-    p99s: list[float] = field(default_factory=list)
+    singly: list[Load] = field(default_factory=list)
     bulk: dict[str, list[float]] = field(default_factory=dict)  # rows a second, for each door
     memory: int = 0
     processes: int = 0
+
+    @property
+    def rates(self) -> list[float]:
+        return [run.rate for run in self.singly]
+
+    @property
+    def p99s(self) -> list[float]:
+        return [run.p99 for run in self.singly]
 
 
 @dataclass
@@ -197,12 +206,10 @@ class Bench:
                 write = running.service.doors[0].write
                 singles = [write(row[None]).decode() for row in self.singles]
                 scripts[running] = write_script(self.scratch / f"{running.port}.lua", singles)
-                load(running.url, scripts[running], 1)
+                load(running.url, scripts[running], options.seconds)
             for _ in range(options.rounds):
                 for running, side in sides:
-                    rate, p99 = load(running.url, scripts[running], options.seconds)
-                    side.rates.append(rate)
-                    side.p99s.append(p99)
+                    side.singly.append(load(running.url, scripts[running], options.seconds))
             for _ in range(options.rounds):
                 for running, side in sides:
                     for door, body in bodies[running].items():
@@ -255,6 +262,9 @@ def print_report(pairs: Sequence[Pair], names: dict[str, str]) -> None:
             ours, theirs = by[key, slot].ours, by[key, slot].theirs
             row += [spread(theirs.rates), spread(theirs.p99s, ".0f"), spread(ratios(ours.rates, theirs.rates), ".1f")]
     print_table(head, rows)
+    print(refusals(OURS.name, [run for pair in pairs for run in pair.ours.singly]), end="")
+    for key in keys:
+        print(refusals(names[key], [run for slot in SLOTS for run in by[key, slot].theirs.singly]), end="")
 
     print(f"### {ROWS:,} rows in a request, one client; thousands of rows a second\n")
     lines = [(OURS.name, None, door) for door in OURS.doors]
@@ -358,6 +368,9 @@ def main() -> None:
         bench = Bench(options, Path(scratch))
         os.sched_setaffinity(0, {LOAD_CORE})
         for key in keys:
+            # A start that counts finds the files in memory, as ours does.
+            with bench.running(key, PEERS[key], SLOTS[0], Side()):
+                pass
             for slot in SLOTS:
                 pairs.append(bench.measure(key, slot))
                 print(f"{time.perf_counter() - began:4.0f} s: {PEERS[key].name}, {slot}", flush=True)

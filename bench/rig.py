@@ -16,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -188,20 +189,35 @@ def memory_bytes(process: psutil.Process) -> int:
     return sum(one.memory_full_info().pss for one in members(process.pid))
 
 
-def load(url: str, script: Path, seconds: int) -> tuple[float, float]:
-    """(requests a second, p99 in milliseconds) of one run of wrk, with 16 connections, on its core."""
-    command = ["taskset", "-c", str(LOAD_CORE), "wrk", "-t1", "-c16", f"-d{seconds}s", "--latency", "-s", str(script)]
-    out = subprocess.run([*command, url], capture_output=True, text=True, check=True, timeout=seconds + 30).stdout
+class Load(NamedTuple):
+    """One run of wrk. The rate is that of answers with status 200; a refusal is no answer, and is told apart."""
+
+    rate: float
+    p99: float  # milliseconds
+    asked: int
+    refused: int
+
+
+def load(url: str, script: Path, seconds: int) -> Load:
+    """One run of wrk, with 16 connections, on its core."""
+    command = ["taskset", "-c", str(LOAD_CORE), "wrk", "-t1", "-c16", f"-d{seconds}s", "--timeout", "20s"]
+    command += ["--latency", "-s", str(script), url]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60).stdout
     return read_wrk(out)
 
 
-def read_wrk(out: str) -> tuple[float, float]:
-    """(requests a second, p99 in milliseconds) of what wrk printed."""
-    if "Non-2xx" in out or "Socket errors" in out:
-        sys.exit(f"not every request was answered with 200:\n{out}")
+def read_wrk(out: str) -> Load:
+    """What wrk printed; ends here if a connection broke, or nothing came back."""
+    if "Socket errors" in out:
+        sys.exit(f"connections broke:\n{out}")
+    asked = int(re.search(r"(\d+) requests in", out)[1])
+    refused = int(found[1]) if (found := re.search(r"Non-2xx or 3xx responses: (\d+)", out)) else 0
+    if asked == refused:
+        sys.exit(f"not one request was answered; if it is only slow, give it more --seconds:\n{out}")
     number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s|m)\b", out).groups()
     milliseconds = float(number) * {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}[unit]
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1]), milliseconds
+    rate = float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1]) * (1 - refused / asked)
+    return Load(rate, milliseconds, asked, refused)
 
 
 def spread(values: Sequence[float], form: str = ",.0f") -> str:
@@ -212,3 +228,9 @@ def spread(values: Sequence[float], form: str = ",.0f") -> str:
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     """How many times theirs ours was, in each round: its two measurements stood next to each other."""
     return [mine / other for mine, other in zip(ours, theirs, strict=True)]
+
+
+def refusals(name: str, runs: Sequence[Load]) -> str:
+    """A line that says how many of a service's answers were refusals; nothing if none was."""
+    refused, asked = sum(run.refused for run in runs), sum(run.asked for run in runs)
+    return f"{name} refused {refused:,} of {asked:,} requests.\n" if refused else ""

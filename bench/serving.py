@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rig import (
     ROOT,
+    Load,
     fill_store,
     fit_models,
     free_port,
@@ -28,6 +29,7 @@ from rig import (
     need_tools,
     objects,
     ratios,
+    refusals,
     serving,
     spread,
     write_script,
@@ -62,7 +64,7 @@ def main() -> None:
             "v2": f"http://127.0.0.1:{port}/v2/predict",
         }
         first = bodies[0].encode()
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in urls}
+        found: dict[str, list[Load]] = {name: [] for name in urls}
         with (
             serving(constant, environment, urls["constant"]),
             serving(serve, environment, urls["v1"], first) as (process, _),
@@ -82,13 +84,14 @@ def main() -> None:
     print(f"Python {sys.version.split()[0]}, " + ", ".join(f"{name} {version(name)}" for name in names))
     print(f"{options.rounds} rounds of {options.seconds} s, in turn; median (least to most)\n")
     print(f"{'':10}{'requests/s':>26}{'of the constant':>18}{'p99 ms':>10}")
-    base = [rate for rate, _ in found["constant"]]
+    base = [run.rate for run in found["constant"]]
     for name, runs in found.items():
-        rates = [rate for rate, _ in runs]
+        rates = [run.rate for run in runs]
         ratio = statistics.median(ratios(rates, base))
-        print(f"{name:10}{spread(rates):>26}{ratio:>17.1%}{statistics.median(p99 for _, p99 in runs):>11.2f}")
-    served = sum(rate * options.seconds for name in ("v1", "v2") for rate, _ in found[name])
-    print(f"\nmemory after {served:,.0f} requests: {memory / 1e6:.0f} MB resident")
+        print(f"{name:10}{spread(rates):>26}{ratio:>17.1%}{statistics.median(run.p99 for run in runs):>11.2f}")
+    runs = [*found["v1"], *found["v2"]]
+    served = sum(run.asked for run in runs)
+    print(f"\n{refusals('gleaner', runs)}memory after {served:,.0f} requests: {memory / 1e6:.0f} MB resident")
     print(f"start to first answer, on the one core: {spread(starts, '.2f')} s")
 
 

@@ -19,8 +19,8 @@ WRK = """Running 2s test @ http://127.0.0.1:5001/v1/predict
      75%    1.20ms
      90%    1.54ms
      99%    {p99}
-  31597 requests in 2.00s, 6.81MB read
-{errors}Requests/sec:  15797.31
+  2000 requests in 2.00s, 0.41MB read
+{errors}Requests/sec:   1000.00
 Transfer/sec:      3.40MB
 """
 # Answers every GET, with a child that left its session behind.
@@ -54,12 +54,25 @@ def test_a_spread_is_the_median_with_the_least_and_the_most(rig):
 
 @pytest.mark.parametrize(("p99", "milliseconds"), [("512.00us", 0.512), ("1.87ms", 1.87), ("1.20s", 1200.0)])
 def test_what_wrk_prints_is_read_in_milliseconds(rig, p99, milliseconds):
-    assert (15797.31, pytest.approx(milliseconds)) == rig.read_wrk(WRK.format(p99=p99, errors=""))
+    assert (1000.0, pytest.approx(milliseconds), 2000, 0) == rig.read_wrk(WRK.format(p99=p99, errors=""))
 
 
-@pytest.mark.parametrize("errors", ["  Non-2xx or 3xx responses: 3\n", "  Socket errors: connect 0, read 7\n"])
-def test_a_run_with_requests_that_were_not_answered_is_no_measurement(rig, errors):
-    with pytest.raises(SystemExit, match="not every request"):
+def test_a_refusal_is_no_answer(rig):
+    load = rig.read_wrk(WRK.format(p99="1.87ms", errors="  Non-2xx or 3xx responses: 500\n"))
+
+    assert (750.0, 2000, 500) == (load.rate, load.asked, load.refused)
+    assert "ours refused 500 of 2,000 requests.\n" == rig.refusals("ours", [load])
+
+
+@pytest.mark.parametrize(
+    ("errors", "reason"),
+    [
+        ("  Non-2xx or 3xx responses: 2000\n", "not one request was answered"),
+        ("  Socket errors: connect 0, read 7, write 0, timeout 0\n", "connections broke"),
+    ],
+)
+def test_a_run_without_an_answer_or_with_broken_connections_is_no_measurement(rig, errors, reason):
+    with pytest.raises(SystemExit, match=reason):
         rig.read_wrk(WRK.format(p99="1.87ms", errors=errors))
 
 

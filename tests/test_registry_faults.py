@@ -627,6 +627,27 @@ def test_the_servers_own_address_may_stand_in_the_uri(registry, follower):
     assert 3 == follower.store.aliases()["champion"]
 
 
+def test_files_of_a_training_without_a_server_are_asked_of_one_that_hands_them_out_now(registry, follower, tmp_path):
+    kept = (tmp_path / ".gleaner" / "mlartifacts").as_uri()
+    registry.uris[3], registry.aliases["champion"] = f"{kept}/1/models/3/artifacts", 3
+
+    follower.poll()
+
+    assert 3 == follower.store.aliases()["champion"]
+
+
+@pytest.mark.parametrize("path", ["../mlartifacts2/3", "%2e%2e/x", "", "1//models"])
+def test_and_no_other_file_of_this_machine(registry, follower, tmp_path, path):
+    kept = (tmp_path / ".gleaner" / "mlartifacts").as_uri()
+    registry.uris[3], registry.aliases["champion"] = f"{kept}/{path}", 3
+    registry.asked.clear()
+
+    follower.poll()
+
+    assert 0 == registry.fetched(MANIFEST)
+    assert 1 == follower.refusals["location"]
+
+
 def test_a_version_that_fails_its_self_test_never_comes_into_the_store(registry, tmp_path, caplog):
     registry.folders[4] = made.rewrite(made.copy(made.constant(4.0), tmp_path / "four"), made.killing())
     follower = Follower(settings_for(tmp_path, registry.url), Store(tmp_path / "store"))

@@ -187,7 +187,7 @@ def test_a_process_that_is_killed_five_times_is_back_each_time_and_waits_longer_
     asyncio.run(play())
 
     assert [] == [wait for wait in waits if wait > 2]
-    assert ["0.05", "0.1", "0.2", "0.4", "0.8"] == [
+    assert ["0.02", "0.04", "0.08", "0.16", "0.32"] == [
         line.split()[-2] for line in stage.said if "signal 9 (Killed); it is started again in" in line
     ]
 
@@ -207,7 +207,7 @@ def test_one_that_was_well_for_a_time_begins_with_the_shortest_wait_again(stage)
 
     asyncio.run(play())
 
-    assert 5 == len([line for line in stage.said if "started again in 0.05 s" in line])
+    assert 5 == len([line for line in stage.said if "started again in 0.02 s" in line])
 
 
 def test_a_crash_loop_is_given_up_with_its_last_words_and_the_others_go_on(stage):
@@ -251,6 +251,22 @@ def test_one_that_never_answers_is_ended_in_the_end(stage):
 
     assert ["deaf"] == stage.given_up
     assert any("given up: did not answer within 0.3 s, 4 times in a row" in line for line in stage.said)
+
+
+def test_a_stranger_that_answers_on_its_port_does_not_stand_for_it(stage):
+    program = stage.program("deaf", "deaf", start_seconds=0.5)
+
+    async def play() -> None:
+        with subprocess.Popen(program.command[:3]) as stranger:
+            try:
+                async with stage.keeping(program) as supervisor:
+                    await until(lambda: supervisor.entry("deaf").state == "given up")
+            finally:
+                stranger.kill()
+
+    asyncio.run(play())
+
+    assert not any("is ready" in line for line in stage.said)
 
 
 def test_one_that_hangs_is_started_anew(stage):

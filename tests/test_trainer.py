@@ -134,6 +134,23 @@ finished()
         assert abs(shown(registry, "training_last_success_timestamp_seconds") - time.time()) < 60
 
 
+def test_the_log_says_how_far_it_is_and_which_rows_to_look_at_but_not_all_of_many(tmp_path, log):
+    code = """
+say(Started("linear"))
+say(Validated("linear", 1, Scores(0.123456, 0.7, 0.1, 9.0)))
+for line in range(2, 10):
+    say(Suspect(line, "555 bags"))
+finished()
+"""
+    with residing(tmp_path, code) as (_, registry):
+        assert wait_for(lambda: results(registry) == (1, 0))
+
+    assert ["linear"] == [fact["candidate"] for fact in facts(log, "candidate started")]
+    assert [(0.1235, 9.0)] == [(fact["loss"], fact["mae"]) for fact in facts(log, "candidate validated")]
+    assert [2, 3, 4, 5, 6] == [fact["line"] for fact in facts(log, "row to look at; it was used")]
+    assert [3] == [fact["more"] for fact in facts(log, "more rows to look at")]
+
+
 def test_a_restart_shows_what_the_last_finished_training_left(tmp_path):
     write_last(tmp_path / ".gleaner", LAST)
 

@@ -57,7 +57,8 @@ _OUTCOME: Mapping[type[Exception], str] = {Overloaded: "overloaded"}
 _STATUS_LINE = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _JSON_TYPES = frozenset({JSON, f"{JSON}; charset=utf-8", f"{JSON};charset=utf-8", f"{JSON}; charset=UTF-8"})
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_PIECE = 1 << 16
+# A body of known length is read in large pieces: 630 KB take 0.2 ms in one, 0.7 ms in ten.
+_PIECE, _AT_ONCE = 1 << 16, 1 << 20
 # Large requests have turns of their own, so that a few of them do not keep everybody else waiting.
 _SMALL_BODY = 4_096
 # Tables of many megabytes: how many are taken in and computed at once, so that memory is bounded.
@@ -307,7 +308,7 @@ class App:
 
 
 def _read_pieces(stream: Any, expected: int | None, limit: int) -> bytes:
-    if expected is not None and expected <= _PIECE:
+    if expected is not None and expected <= _AT_ONCE:
         body: bytes = stream.read(expected)
         if len(body) == expected:
             return body
@@ -315,7 +316,7 @@ def _read_pieces(stream: Any, expected: int | None, limit: int) -> bytes:
         body = b""
     pieces, read = [body], len(body)
     while expected is None or read < expected:
-        piece = stream.read(_PIECE if expected is None else min(_PIECE, expected - read))
+        piece = stream.read(_PIECE if expected is None else min(_AT_ONCE, expected - read))
         if not piece:
             break
         pieces.append(piece)

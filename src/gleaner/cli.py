@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import shutil
 import signal
 import sys
 import tempfile
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from gleaner.events import Event, Fitted
     from gleaner.scoring import Progress
     from gleaner.settings import Settings
+    from gleaner.stack import Stack
     from gleaner.store import Store
     from gleaner.tables import Table
 
@@ -327,6 +330,8 @@ def serve(
     app = App(slots, settings.serving, registry, settings.schema_, followed)
     metrics_at = serve_metrics(registry, settings.serving.host, settings.ports.ml_app_metrics, "ports.ml_app_metrics")
     slots.refresh()
+    # What is there by now stays: a collection in the middle of a request need not look through all of it again.
+    gc.freeze()
     stop = threading.Event()
     follower = threading.Thread(
         target=slots.follow, args=(settings.serving.poll_seconds, stop), name="follower", daemon=True
@@ -334,10 +339,8 @@ def serve(
     follower.start()
 
     def on_listen(listening: int) -> None:
-        if followed:  # a thread of its own, from now on: no start ever waits for the server
-            threading.Thread(target=followed.follow, args=(stop,), name="registry", daemon=True).start()
-        click.echo(f"{settings.model.name} on http://{settings.serving.host}:{listening}", nl=False)
-        click.echo(f", metrics on http://{settings.serving.host}:{metrics_at}/metrics")
+        at = f"http://{settings.serving.host}"
+        click.echo(f"{settings.model.name} on {at}:{listening}, metrics on {at}:{metrics_at}/metrics")
         for slot, alias in settings.serving.slots.items():
             loaded = slots.current[slot]
             what = f"version {loaded.version}, {loaded.manifest.candidate}" if loaded else slots.faults[slot]
@@ -345,12 +348,170 @@ def serve(
         if not app.is_ready():
             click.echo("  nothing to answer with yet: run `gleaner train DATA.csv`; it is picked up by itself")
         sys.stdout.flush()
+        if followed:  # a thread of its own, from now on: no start ever waits for the server
+            threading.Thread(target=followed.follow, args=(stop,), name="registry", daemon=True).start()
 
     def on_stop() -> None:
         app.draining.set()
         stop.set()
 
     serve(app, settings.serving, settings.ports.ml_app, on_listen=on_listen, on_stop=on_stop)
+
+
+@gleaner.command()
+@click.argument("data", required=False, type=click.Path(path_type=Path))
+@click.option("--champion", help="`best`, or the candidate that is to serve in v1.")
+@click.option("--challenger", help="`second`, `none`, or the candidate that is to serve in v2.")
+@click.option("--candidates", help="The candidates to try, with commas between them.")
+@click.option("--seed", type=int, help="The seed of everything random.")
+@click.option("--every", help="How long after a training the next one begins, such as 24h.")
+@click.option("--auto-ports", is_flag=True, help="Take the next free port, for this run, where one is taken.")
+@click.pass_context
+def up(context: click.Context, /, data: Path | None, auto_ports: bool, **flags: str | int | None) -> None:
+    """Run everything on this machine until Ctrl-C: the API, the trainer, MLflow, and what watches them.
+
+    Where there is no version yet, the trainer trains one on DATA, a CSV file.
+    """
+    import asyncio
+
+    from gleaner.lines import Lines
+    from gleaner.running import hold
+    from gleaner.server import check_host
+    from gleaner.settings import load_settings
+    from gleaner.stack import Stack
+    from gleaner.supervisor import UP, Supervisor
+
+    # As the trainer will read them, so that what is wrong with them is said now.
+    candidates = str(flags["candidates"]).split(",") if flags["candidates"] else None
+    settings = load_settings(context.obj, _flags(training={**flags, "candidates": candidates}))
+    check_host(settings.serving.host, insecure=settings.serving.insecure)
+    run = settings.state.absolute() / "run"
+    with hold(run) as lock:
+        stack = Stack(settings)
+        moved = stack.place(move=auto_ports)
+        trained = _has_version(settings, data)
+        if not trained:
+            _check_trainable(stack, data)
+        _render_watch(stack, run / "monitoring")
+        training = [str(data.absolute())] if data else []
+        training += [part for key, value in flags.items() if value is not None for part in (f"--{key}", str(value))]
+        programs = stack.programs(run, training=training, trained=trained)
+        lines = Lines(run / "logs", _named_line([UP, *stack.names]))
+        for said in (*moved, stack.explain_missing()):
+            if said:
+                lines.add(UP, said)
+        supervisor, began = Supervisor(programs, run, lines, lock=lock), time.monotonic()
+
+        def on_settled() -> None:
+            lines.add(UP, f"ready in {time.monotonic() - began:.1f} s; Ctrl-C or `gleaner down` ends it")
+            for program in programs:
+                about = program.about if supervisor.entry(program.name).health == "ok" else "given up, see above"
+                lines.add(UP, f"  {program.name:13}  {program.address:32}  {about}")
+
+        async def stay() -> list[str]:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                    loop.add_signal_handler(number, supervisor.stop)
+            return await supervisor.run(on_settled)
+
+        given_up = asyncio.run(stay())
+        lines.add(UP, "stopped" + (f"; given up before: {', '.join(given_up)}" if given_up else ""))
+        lines.close()
+    if given_up:
+        sys.exit(1 if len(given_up) == len(programs) else DONE_IN_PART)
+
+
+def _check_trainable(stack: Stack, data: Path | None) -> None:
+    """With no version there has to be a training: see now that it can begin."""
+    if "mlflow" in stack.missing:
+        raise MissingExtra("train", "mlflow")
+    source = data or stack.settings.data
+    if source is None:
+        raise BadTraining("no data: name a CSV file, or set training.data in gleaner.toml")
+    if not source.exists():
+        raise BadTraining(f"{source}: no such file")
+
+
+def _render_watch(stack: Stack, folder: Path) -> None:
+    """Render what Prometheus, Alertmanager and Grafana read, anew for every run."""
+    if not {"prometheus", "alertmanager", "grafana"} & set(stack.names):
+        return
+    with _extra("monitoring", _MONITORING_MODULES):
+        from gleaner.monitoring import render, write_tree
+    shutil.rmtree(folder, ignore_errors=True)
+    write_tree(folder, render(stack.settings, "local", folder))
+
+
+_COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan")
+
+
+def _named_line(names: Sequence[str]) -> Callable[[str, str], None]:
+    """Shows a line behind the name of who printed it, in a colour of its own on a terminal."""
+    width = max(map(len, names))
+    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names[1:])}
+
+    def show(name: str, text: str) -> None:
+        click.secho(f"{name:{width}} | ", fg=colours.get(name), bold=name not in colours or None, nl=False)
+        click.echo(text)
+
+    return show
+
+
+@gleaner.command()
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def status(config: Path | None, as_json: bool) -> None:
+    """Show what `gleaner up` runs here; exits 1 where it does not, and 3 where not all of it is well."""
+    from dataclasses import asdict
+
+    from gleaner.running import read_run
+    from gleaner.settings import load_settings
+
+    folder = load_settings(config).state.absolute() / "run"
+    run = read_run(folder)
+    if as_json:
+        click.echo(json.dumps(asdict(run) if run else None, indent=2))
+    if run is None:
+        if not as_json:
+            raise Refused("nothing runs here; `gleaner up` starts it")
+        sys.exit(1)
+    if not as_json:
+        head = ("name", "pid", "state", "health", "restarts", "up", "address")
+        now = time.time()
+        rows = []
+        for e in run.entries:
+            age = _ago(now - e.since) if e.pid else ""
+            rows.append((e.name, str(e.pid or ""), e.state, e.health, str(e.restarts), age, e.address))
+        _print_table(head, rows)
+        if run.alive:
+            click.echo(f"kept by pid {run.pid} for {_ago(now - run.since)}; logs in {folder / 'logs'}")
+        else:
+            click.echo(f"their supervisor, pid {run.pid}, was killed; `gleaner down` ends what it has left")
+    if not run.alive or any(entry.health != "ok" for entry in run.entries):
+        sys.exit(DONE_IN_PART)
+
+
+def _ago(seconds: float) -> str:
+    """A time that has passed, to the nearest of what one would say: `42s`, `17m`, `5h`, `3d`."""
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{seconds // size:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+@gleaner.command()
+@click.pass_obj
+def down(config: Path | None) -> None:
+    """End what `gleaner up` runs here, in order, and wait for it."""
+    from gleaner.running import end_run
+    from gleaner.settings import load_settings
+
+    settings = load_settings(config)
+    # The API answers what is in flight, and the trainer marks its runs.
+    seconds = 60 + settings.serving.unready_seconds + settings.serving.drain_seconds
+    ended = end_run(settings.state.absolute() / "run", seconds=seconds)
+    click.echo(f"stopped {', '.join(reversed(ended))}" if ended else "nothing runs here")
 
 
 @gleaner.command()

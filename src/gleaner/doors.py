@@ -14,7 +14,7 @@ from gleaner.schema import Array, Schema
 from gleaner.slots import Loaded
 from gleaner.tables import open_csv
 from gleaner.tables import read_rows as read_csv
-from gleaner.wire import JSON, RowReader, write_json, write_predictions
+from gleaner.wire import JSON, RowReader, encode_numbers, write_json, write_predictions
 
 CSV = "text/csv"
 KINDS = (JSON, CSV, ARROW)
@@ -129,6 +129,10 @@ def _write_json(answer: Answer) -> bytes:
 
 def _write_csv(answer: Answer) -> bytes:
     """Lines of cells with CRLF behind each; a text is in quotes. Source: RFC 4180, section 2."""
+    if not (answer.detail or answer.partial):
+        # The same digits that JSON gets: an eighth of the time that `repr` takes.
+        digits = encode_numbers(answer.predictions.tolist())[1:-1].replace(b",", b"\r\n")
+        return b"prediction\r\n" + digits + b"\r\n" * bool(digits)
     columns: Mapping[str, Sequence[str]] = {
         "prediction": ["" if p != p else repr(p) for p in answer.spread().tolist()],
         **{

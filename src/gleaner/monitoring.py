@@ -15,6 +15,7 @@ from gleaner.alerts import Group, hurried, make_alerts, make_records, span
 from gleaner.cases import make_cases, make_times
 from gleaner.dashboards import DATA_SOURCE, make_dashboards
 from gleaner.errors import BadSetting
+from gleaner.ports import reachable
 from gleaner.settings import Settings
 
 Where = Literal["compose", "local"]
@@ -88,8 +89,7 @@ def _addresses(settings: Settings, where: Where) -> dict[str, str]:
             "prometheus": "prometheus:9090",
             "alertmanager": "alertmanager:9093",
         }
-    host = settings.serving.host
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    host = reachable(settings.serving.host)
     addresses = {
         "ml-app": f"{host}:{_port(settings, 'ml_app_metrics')}",
         "train-metrics": f"{host}:{_port(settings, 'train_metrics')}",

@@ -7,6 +7,7 @@ import errno
 import ipaddress
 import shlex
 import socket
+from collections.abc import Iterable
 
 import psutil
 
@@ -19,6 +20,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def reachable(host: str) -> str:
+    """The host of an address at which this machine itself finds what listens on `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
 
 
 def check_port(host: str, port: int, setting: str) -> None:
@@ -41,11 +48,23 @@ def check_port(host: str, port: int, setting: str) -> None:
 def find_holder(port: int) -> str | None:
     """`pid 4711 (python src/predict.py)` of the process that listens on a port, if it can be seen."""
     for process in psutil.process_iter(["pid", "cmdline", "name"]):
-        try:
-            listening = any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in process.net_connections())
-        except psutil.Error:
-            continue
-        if listening:
+        if _listens(process, port):
             command = shlex.join(process.info["cmdline"] or [process.info["name"] or "?"])
             return f"pid {process.info['pid']} ({command[:120]})"
     return None
+
+
+def is_held_by(port: int, pids: Iterable[int]) -> bool:
+    """Whether one of some processes listens on a port."""
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if _listens(psutil.Process(pid), port):
+                return True
+    return False
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    try:
+        return any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in process.net_connections())
+    except psutil.Error:
+        return False

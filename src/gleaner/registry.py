@@ -39,7 +39,7 @@ from gleaner.artifact import (
 from gleaner.errors import BadArtifact, BadStore, GleanerError
 from gleaner.predictor import ENGINE, selftest
 from gleaner.schema import Schema
-from gleaner.settings import Settings, hide_userinfo, read_authorization
+from gleaner.settings import ARTIFACTS, Settings, hide_userinfo, read_authorization
 from gleaner.store import Store
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,8 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self.name, self.model = settings.tracking_uri.rstrip("/"), settings.model.name
         self._seconds = settings.tracking.timeout_seconds
+        # Where a training without a server leaves its files, and what the server of `gleaner up` hands out.
+        self._own_files = (settings.state.absolute() / ARTIFACTS).as_uri() + "/"
         parts = urlsplit(self.name)
         self._host = parts.netloc
         agent = f"gleaner/{__version__}"
@@ -150,6 +152,8 @@ class Server:
             raise self._trouble("invalid", f"knows nothing of version {version}, at which an alias points")
         uri = hide_userinfo(found.artifact_uri)[:200]
         scheme, _, rest = found.artifact_uri.partition(":")
+        if found.artifact_uri.startswith(self._own_files):
+            scheme, rest = "mlflow-artifacts", "/" + found.artifact_uri.removeprefix(self._own_files)
         host, path = "", rest
         if rest.startswith("//"):
             host, _, path = rest[2:].partition("/")

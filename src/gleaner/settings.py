@@ -391,6 +391,11 @@ def hide_userinfo(text: str) -> str:
     return re.sub(r"//\S*@", "//", text)
 
 
+def make_environment(**more: str) -> dict[str, str]:
+    """The environment of a process that is started from here: this one's, and some variables more."""
+    return {**os.environ, **more}
+
+
 def drop_request_variables() -> None:
     """Take out of the environment what a WSGI server would mistake for parts of every request.
 

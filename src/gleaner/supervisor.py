@@ -17,8 +17,9 @@ from typing import Any
 
 import httpx
 
-from gleaner.guard import LAUNCH, end_sessions
+from gleaner.guard import LAUNCH, end_sessions, members
 from gleaner.lines import LONGEST_LINE, Lines
+from gleaner.ports import is_held_by
 from gleaner.running import Entry, Health, State, start_of, write_run
 
 UP = "up"  # the name before the supervisor's own lines
@@ -56,9 +57,9 @@ class Pace:
     good as an end.
     """
 
-    first_wait_seconds: float = 0.05
+    first_wait_seconds: float = 0.02
     longest_wait_seconds: float = 30.0
-    most_ends: int = 8
+    most_ends: int = 10
     steady_seconds: float = 10.0
     starting_look_seconds: float = 0.1
     unready_look_seconds: float = 0.5
@@ -282,7 +283,9 @@ class Supervisor:
     async def _watch(self, kept: _Kept, process: asyncio.subprocess.Process) -> None:
         """Look whether a process answers; end one that does not, so that it is started again."""
         began, silent = time.monotonic(), 0
-        while not await self._answers(kept.program.live):
+        while not (
+            await self._answers(kept.program.live) and await asyncio.to_thread(_is_its_own, kept.program, process)
+        ):
             if time.monotonic() - began > kept.program.start_seconds:
                 kept.why = f"did not answer within {kept.program.start_seconds:g} s"
                 _kill(process)
@@ -389,6 +392,11 @@ class Supervisor:
 def _kill(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.kill()
+
+
+def _is_its_own(program: Program, process: asyncio.subprocess.Process) -> bool:
+    """Whether it is a process itself that answers on its port, and not a stranger who was quicker to take it."""
+    return not program.port or is_held_by(program.port, members([process.pid]))
 
 
 async def _first(*events: asyncio.Event) -> None:

@@ -27,7 +27,7 @@ import msgspec
 
 from gleaner.artifact import replace_file
 from gleaner.errors import Refused
-from gleaner.events import Epoch, Event, Failed, Finished, Started, Validated
+from gleaner.events import Epoch, Event, Failed, Finished, Started, Suspect, Validated
 from gleaner.metrics import TrainingMetrics
 from gleaner.settings import Settings
 from gleaner.store import Store
@@ -35,7 +35,10 @@ from gleaner.store import Store
 log = logging.getLogger(__name__)
 
 # Of what a training says, what its child tells; the other events hold tables and estimators.
-_TOLD: Mapping[str, type[Event]] = {kind.__name__: kind for kind in (Started, Validated, Epoch, Finished, Failed)}
+_TOLD: Mapping[str, type[Event]] = {
+    kind.__name__: kind for kind in (Started, Validated, Epoch, Suspect, Finished, Failed)
+}
+_SHOWN_SUSPECTS = 5
 _LONGEST_REASON = 500  # so that a line has less than 4 KB, and goes through a pipe in one piece
 # Only time mends these. Whatever else went wrong will do so again, until somebody mends it and asks.
 _WORTH_RETRYING = frozenset({"Unreachable"})
@@ -63,6 +66,7 @@ class Trainer:
         self._first_wait = self._wait = first_wait_seconds
         self._news: queue.SimpleQueue[str | Event] = queue.SimpleQueue()  # a signal handler may put into this kind
         self._due: tuple[float, str] | None = None
+        self._suspects = 0
         metrics.restore(self.last)
 
     def stop(self) -> None:
@@ -98,6 +102,7 @@ class Trainer:
     def _train(self, why: str) -> bool:
         """Run one training to its end; whether to go on after it."""
         log.info("training started", extra={"why": why})
+        self._suspects = 0
         asked = stopping = False
         outcome: Event | None = None
         child = self._start()
@@ -112,6 +117,7 @@ class Trainer:
                     outcome = news
                 case _:
                     self.metrics.record(news)
+                    self._show(news)
         code = child.wait()
         if child.stdin:
             child.stdin.close()
@@ -124,6 +130,19 @@ class Trainer:
         if asked:
             self._news.put("asked meanwhile")
         return not stopping
+
+    def _show(self, event: Event) -> None:
+        """Log how far a training is; the numbers are rounded for people."""
+        match event:
+            case Started(candidate):
+                log.info("candidate started", extra={"candidate": candidate})
+            case Validated(candidate, repeat, scores) if repeat == self.settings.training.repeats:
+                rounded = {name: float(f"{value:.4g}") for name, value in scores.named().items()}
+                log.info("candidate validated", extra={"candidate": candidate, **rounded})
+            case Suspect(line, reason):
+                self._suspects += 1
+                if self._suspects <= _SHOWN_SUSPECTS:
+                    log.info("row to look at; it was used", extra={"line": line, "reason": reason})
 
     def _start(self) -> subprocess.Popen[bytes]:
         read, write = os.pipe()
@@ -159,6 +178,9 @@ class Trainer:
         self.last, self._wait = last, self._first_wait
         self.metrics.record(last)
         about = {"candidate": last.candidate, "mae": last.scores.mae, "rows": last.rows, "rows_refused": last.refused}
+        if self._suspects > _SHOWN_SUSPECTS:
+            more = self._suspects - _SHOWN_SUSPECTS
+            log.info("more rows to look at", extra={"more": more, "in": "suspect_rows.txt of the run in MLflow"})
         log.info("training finished", extra={**last.versions, **about, "seconds": round(last.seconds, 1)})
         self._plan(last.at)
 

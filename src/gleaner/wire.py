@@ -95,6 +95,11 @@ def _accepted(feature: Feature) -> Any:
     return Annotated[float, msgspec.Meta(ge=feature.lowest, le=feature.highest)]
 
 
+def encode_numbers(numbers: Sequence[float]) -> bytes:
+    """A list in JSON, with the shortest digits that read back as the same numbers."""
+    return _encode(numbers)
+
+
 def write_predictions(predictions: Sequence[float]) -> bytes:
     """`{"prediction": [...]}` with the shortest digits that read back as the same numbers."""
     return _encode({"prediction": predictions})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import http.server
 import os
 import re
 import shutil
@@ -11,9 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,6 +219,34 @@ def residing(folder: Path, *arguments: object, **environment: str) -> Iterator[R
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@contextmanager
+def answering(reply: Callable[[str, str, bytes, Mapping[str, str]], tuple[int, bytes]]) -> Iterator[int]:
+    """The port of a server that answers what `reply(method, path, body, headers)` says, until the block ends."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, content = reply(self.command, self.path, body, self.headers)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> bool:

@@ -23,6 +23,7 @@ from gleaner.store import Store
 README = (ROOT / "README.md").read_text()
 HTTP = (ROOT / "docs" / "http.md").read_text()
 ALERTS = (ROOT / "docs" / "alerts.md").read_text()
+TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text()
 METRICS = (ROOT / "docs" / "metrics.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", HTTP, re.DOTALL)
 PAIRS = re.findall(r"```http\n(POST .*?)```\n\n```http\n(HTTP.*?)```", HTTP, re.DOTALL)
@@ -165,3 +166,19 @@ def test_every_setting_of_the_committed_file_is_a_known_one():
     done = gleaner("config", "show", "--json", folder=ROOT)
 
     assert set(json.loads(done.stdout)) == set(Settings.model_fields) - {"file"}
+
+
+def test_troubleshooting_has_every_name_of_the_old_guide_and_speaks_of_what_there_is():
+    old = "train.py train_regression.py predict_api.py RegressionMonitor ml-api model-training train-metrics"
+    ports = "5000 5001 5002 8002 8003 8010 8012 8013 8020 9090 3000"
+    for name in [*old.split(), *ports.split(), "docker rmi", "lsof -i", "kill -9"]:
+        assert name in TROUBLE, name
+    for section, key in re.findall(r"`(ports|serving|paths)\.(\w+)`", TROUBLE):
+        assert key in Settings.model_fields[section].annotation.model_fields, key
+    compose = (ROOT / "docker-compose.yml").read_text()
+    for variable in set(re.findall(r"`(\w+_PORT)\b", TROUBLE)):
+        assert f"${{{variable}:-" in compose, variable
+    known = {" ".join(command.split()[:2]) for command in commands(cli.gleaner)}
+    assert {f"gleaner {name}" for name in re.findall(r"`gleaner (\w+)", TROUBLE)} <= known
+    for setting in Settings.model_fields["ports"].annotation.model_fields:
+        assert f"ports.{setting}" in TROUBLE or setting == "alertmanager"

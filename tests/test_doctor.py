@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -13,13 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import answering
 from sklearn.tree import DecisionTreeRegressor
 
 from gleaner.artifact import FORMAT, Data, Golden, Manifest, write_artifact
-from gleaner.doctor import Finding, examine
+from gleaner.doctor import Finding, _compose_port, _port, examine
 from gleaner.drift import histogram
 from gleaner.export import export
 from gleaner.predictor import ENGINE
+from gleaner.running import Entry, Run, start_of, write_run
 from gleaner.settings import Settings, load_settings
 from gleaner.store import Store
 
@@ -36,6 +40,10 @@ name = "time_spent"
 ml_app = {ports[0]}
 ml_app_metrics = {ports[1]}
 train_metrics = {ports[2]}
+mlflow = {mlflow}
+prometheus = {prometheus}
+alertmanager = 0
+grafana = 0
 """
 
 LISTEN = """
@@ -46,8 +54,11 @@ with socket.create_server(("127.0.0.1", 0)) as server:
 """
 
 
-def settings_in(folder: Path, *, ports: tuple[int, int, int] = (0, 0, 0), more: str = "") -> Settings:
-    (folder / "gleaner.toml").write_text(TOML.format(ports=ports) + more)
+def settings_in(
+    folder: Path, *, ports: tuple[int, int, int] = (0, 0, 0), mlflow: int = 0, prometheus: int = 0, more: str = ""
+) -> Settings:
+    """Settings whose ports are any free ones, except those given: what else runs on this machine is not looked at."""
+    (folder / "gleaner.toml").write_text(TOML.format(ports=ports, mlflow=mlflow, prometheus=prometheus) + more)
     return load_settings(folder / "gleaner.toml")
 
 
@@ -158,15 +169,165 @@ def test_a_stranger_is_a_stranger_whatever_its_name_reminds_of(tmp_path, name):
     assert "FAIL" == found.verdict
 
 
+def test_two_taken_ports_are_told_with_both_holders_and_both_settings(tmp_path):
+    with (
+        listening(tmp_path / "other" / "one.py") as (app, first),
+        listening(tmp_path / "other" / "two.py") as (watch, second),
+    ):
+        settings = settings_in(tmp_path, ports=(app, 0, 0), prometheus=watch)
+        found = [finding(settings, f"port {port}") for port in (app, watch)]
+
+    assert ["FAIL", "FAIL"] == [f.verdict for f in found]
+    assert f"ports.ml_app: taken by pid {first} (" in found[0].detail
+    assert f"ports.prometheus: taken by pid {second} (" in found[1].detail
+    assert "GLEANER_PORTS__ML_APP" in found[0].fix
+    assert "GLEANER_PORTS__PROMETHEUS" in found[1].fix
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ControlCenter", "AirPlay Receiver off: System Settings"),
+        ("docker-proxy", "`docker-compose down` ends Gleaner's own"),
+    ],
+)
+def test_some_holders_are_known_with_the_way_to_their_switch(tmp_path, name, said):
+    with listening(tmp_path / "Contents" / name) as (port, _):
+        found = finding(settings_in(tmp_path, ports=(port, 0, 0)), f"port {port}")
+
+    assert "FAIL" == found.verdict
+    assert said in found.fix
+    assert "set ports.ml_app" in found.fix
+
+
+def test_macos_on_the_port_of_compose_is_known_and_anybody_else_may_be_compose(tmp_path):
+    with (
+        listening(tmp_path / "Contents" / "ControlCenter") as (apple, _),
+        listening(tmp_path / "Contents" / "docker") as (other, _),
+    ):
+        (found,) = _compose_port(apple)
+
+        assert "WARN" == found.verdict
+        assert "ML_APP_PORT in .env" in found.fix
+        assert [] == list(_compose_port(other))
+
+
+def test_one_port_for_two_settings_is_a_fault_of_the_second(tmp_path):
+    found = findings(settings_in(tmp_path, ports=(5102, 0, 0), mlflow=5102), "port 5102")
+
+    assert ["OK", "FAIL"] == [f.verdict for f in found]
+    assert "ports.mlflow: ports.ml_app is 5102, too" == found[1].detail
+    assert "set ports.mlflow (GLEANER_PORTS__MLFLOW)" in found[1].fix
+
+
+def test_where_nothing_runs_that_is_no_fault(tmp_path):
+    settings = settings_in(tmp_path)
+
+    assert ["not running"] * 3 == [finding(settings, what).detail for what in ("up", "mlflow", "prometheus")]
+
+
+def test_a_stranger_on_the_ports_of_others_is_not_taken_for_them(tmp_path):
+    with answering(lambda *_: (200, b"<html>hello</html>")) as port:
+        settings = settings_in(tmp_path, mlflow=port)
+
+        assert ("WARN", f"what answers at http://127.0.0.1:{port} is not MLflow") == (
+            finding(settings, "mlflow").verdict,
+            finding(settings, "mlflow").detail,
+        )
+        settings = settings_in(tmp_path, prometheus=port)
+        assert "not as Prometheus does" in finding(settings, "prometheus").detail
+
+
+def entry(name: str, process: subprocess.Popen[str], **changes: object) -> Entry:
+    about = {"state": "running", "health": "ok", "restarts": 0, "address": "", "ports": {}, "log": f"/x/{name}.log"}
+    started = start_of(process.pid)
+    assert started
+    return Entry(name=name, pid=process.pid, started=started, since=0.0, **{**about, **changes})
+
+
+def test_what_up_runs_is_told_and_what_it_gave_up(tmp_path):
+    settings = settings_in(tmp_path)
+    folder = settings.state / "run"
+    folder.mkdir(parents=True)
+    code = "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        port = int(process.stdout.readline())
+        given_up = entry("grafana", process, state="given up", health="", restarts=9)
+        entries = (
+            entry("mlflow", process, ports={"ports.mlflow": port}),
+            entry("train-metrics", process, health="no answer"),
+            given_up,
+        )
+        write_run(folder, entries, 0.0)
+        settings = settings_in(tmp_path, mlflow=port)
+
+        assert "given up after 9 restarts" == finding(settings, "up grafana").detail
+        assert "read the end of /x/grafana.log" in finding(settings, "up grafana").fix
+        assert "WARN" == finding(settings, "up train-metrics").verdict
+        assert f"pid {os.getpid()} keeps mlflow" == finding(settings, "up").detail
+        assert finding(settings, f"port {port}").detail.startswith(f"ports.mlflow: held by Gleaner, pid {process.pid}")
+        text = (folder / "run.json").read_text()
+        (folder / "run.json").write_text(text.replace(f'"pid": {os.getpid()}', '"pid": 999999999'))
+        assert ("FAIL", "gleaner down") == (finding(settings, "up").verdict, finding(settings, "up").fix)
+        (folder / "run.json").write_text("{")
+        assert "is not what `gleaner up` writes" in finding(settings, "up").detail
+        process.communicate("\n")
+
+
+def test_a_port_that_is_taken_and_was_moved_for_this_run_is_no_fault(tmp_path):
+    settings = settings_in(tmp_path)
+    (settings.state / "run").mkdir(parents=True)
+    with listening(tmp_path / "other" / "program.py") as (port, pid):
+        write_run(settings.state / "run", (), 0.0)
+        settings = settings_in(tmp_path, ports=(port, 0, 0))
+        run = Run(1, 1.0, 0.0, (), True)
+
+        found = _port(settings, "ml_app", run, {"ports.ml_app": port + 1})
+
+    assert "WARN" == found.verdict
+    assert f"taken by pid {pid} (" in found.detail
+    assert found.detail.endswith(f"; what runs now has {port + 1} instead")
+    assert f"set ports.ml_app (GLEANER_PORTS__ML_APP) to {port + 1}" == found.fix
+
+
+@pytest.mark.parametrize(
+    ("number", "wal", "verdict"),
+    [
+        ("3.40.1", True, "WARN"),
+        ("3.40.1", False, "OK"),
+        ("3.44.6", True, "OK"),
+        ("3.45.0", True, "WARN"),
+        ("3.50.6", True, "WARN"),
+        ("3.50.7", True, "OK"),
+        ("3.51.2", True, "WARN"),
+        ("3.51.3", True, "OK"),
+        ("4.0.0", True, "OK"),
+    ],
+)
+def test_sqlite_is_a_fault_only_where_its_fault_can_show(tmp_path, monkeypatch, number, wal, verdict):
+    settings = settings_in(tmp_path)
+    settings.state.mkdir()
+    with contextlib.closing(sqlite3.connect(settings.state / "mlflow.db")) as database:
+        database.execute(f"pragma journal_mode={'wal' if wal else 'delete'}")
+        database.execute("create table made (x)")
+    monkeypatch.setattr(sqlite3, "sqlite_version", number)
+
+    found = finding(settings, "SQLite")
+
+    assert verdict == found.verdict
+    assert number in found.detail
+
+
 def test_free_ports_are_told_with_their_settings(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     settings = settings_in(tmp_path, ports=(port, 0, 0))
 
     assert Finding("OK", f"port {port}", "ports.ml_app: free") == finding(settings, f"port {port}")
-    assert ["ports.ml_app_metrics: free", "ports.train_metrics: free"] == [
-        f.detail for f in findings(settings, "port 0")
-    ]
+    others = ("ml_app_metrics", "train_metrics", "mlflow", "prometheus", "alertmanager", "grafana")
+    assert [f"ports.{name}: free" for name in others] == [f.detail for f in findings(settings, "port 0")]
 
 
 # An MLflow server

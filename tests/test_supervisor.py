@@ -77,7 +77,7 @@ class Running:
         port = free_port()
         url = f"http://127.0.0.1:{port}/"
         command = (sys.executable, str(self.folder / "child.py"), str(port), *what)
-        return Program(name, command, live=url, port=port, **more)
+        return Program(name, command, live=url, ports={"ports.made": port}, **more)
 
     @contextlib.asynccontextmanager
     async def keeping(self, *programs: Program) -> AsyncIterator[Supervisor]:
@@ -98,7 +98,7 @@ class Running:
                 lines.close()
 
     def events(self, *programs: Program) -> list[str]:
-        names = {str(program.port): program.name for program in programs}
+        names = {program.command[2]: program.name for program in programs}
         pairs = [line.split() for line in (self.folder / "events").read_text().splitlines()]
         return [f"{names[port]} {what}" for port, what in pairs]
 
@@ -150,7 +150,7 @@ def test_one_waits_for_another_to_answer_and_they_end_the_other_way_round(stage)
 
 def test_a_process_that_answers_is_not_ready_before_it_says_so(stage):
     program = stage.program("slow")
-    program = Program("slow", program.command, live=program.live, ready=f"{program.live}ready", port=program.port)
+    program = Program("slow", program.command, live=program.live, ready=f"{program.live}ready", ports=program.ports)
     other = stage.program("other", after=("slow",))
 
     async def play() -> None:
@@ -330,7 +330,7 @@ def test_told_a_second_time_it_waits_for_nobody(stage):
 
 def test_a_program_can_be_replaced_by_another_and_back(stage):
     program = stage.program("child")
-    other = Program("child", (*program.command, "other"), live=program.live, port=program.port)
+    other = Program("child", (*program.command, "other"), live=program.live, ports=program.ports)
 
     async def play() -> None:
         async with stage.keeping(program) as supervisor:
@@ -340,7 +340,7 @@ def test_a_program_can_be_replaced_by_another_and_back(stage):
                     await supervisor.replace(wanted)
                 entry = await until_ok(supervisor, "child")
                 commands.append(psutil.Process(entry.pid).cmdline()[-1])
-            assert [str(program.port), "other", str(program.port)] == commands
+            assert [program.command[-1], "other", program.command[-1]] == commands
             assert 0 == supervisor.entry("child").restarts
 
     asyncio.run(play())
@@ -457,7 +457,7 @@ def test_those_whose_supervisor_and_guard_were_both_killed_are_found_and_ended(t
 
 def test_a_number_that_now_belongs_to_another_process_is_left_alone(tmp_path):
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True) as stranger:
-        entry = Entry("child", stranger.pid, 1.0, 0.0, "running", "ok", 0, "", 0, "")
+        entry = Entry("child", stranger.pid, 1.0, 0.0, "running", "ok", 0, "", {}, "")
         from gleaner import running
 
         running.write_run(tmp_path, (entry,), 0.0)

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sqlite3
+import sys
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
 
 from gleaner import __version__
-from gleaner.errors import GleanerError, PortTaken, environment_name
+from gleaner.errors import GleanerError, PortTaken, Refused, environment_name
 from gleaner.ports import check_port
 from gleaner.predictor import ENGINE
+from gleaner.probes import Finding, NotIt, probe_mlflow, probe_prometheus
 from gleaner.registry import Server, Trouble
-from gleaner.settings import Settings
+from gleaner.running import Run, read_run
+from gleaner.settings import Settings, read_authorization
+from gleaner.stack import LOOPBACK, MLFLOW_HOSTS, OURS, Stack
 from gleaner.store import Store
-
-Verdict = Literal["OK", "WARN", "FAIL"]
 
 _SERVING = ("granian", "onnxruntime", "numpy", "flask", "msgspec")
 _TRAINING = ("mlflow", "scikit-learn", "onnx", "matplotlib")
 _LEAST_FREE_BYTES = 1 << 30
 # The command `gleaner`, or a script of its old name; not whatever else runs in a folder called gleaner.
+# macOS listens on these itself, for AirPlay.
+_AIRPLAY = re.compile(r"ControlCe(nter)?\b|AirPlay")
+_CONTAINER = re.compile(r"docker-proxy|com\.docker|conmon|rootlessport")
+_AIRPLAY_PORTS = (5000, 7000)
+_SWITCH_AIRPLAY_OFF = "switch macOS's AirPlay Receiver off: System Settings, General, AirDrop & Handoff"
+_BUSY = "see who listens there; where that is a stranger, its port above has the fix"
 _OURS = re.compile(r"[ (/](gleaner|src/(predict|train)\.py)[ )]")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. `fix` is what to do, empty where nothing is."""
-
-    verdict: Verdict
-    what: str
-    detail: str
-    fix: str = ""
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
@@ -44,24 +42,140 @@ def examine(settings: Settings) -> Iterator[Finding]:
     )
     yield _extra()
     yield Finding("OK", "settings", str(settings.file.absolute()))
+    yield _programs(settings)
+    try:
+        run = read_run(settings.state.absolute() / "run")
+    except Refused as e:
+        run = None
+        yield Finding("FAIL", "up", str(e), "move it away; what it has started is ended by hand")
+    else:
+        yield from _run(run)
+    moved = {name: port for entry in run.entries for name, port in entry.ports.items()} if run else {}
     for name in type(settings.ports).model_fields:
-        yield _port(settings, name)
+        yield _port(settings, name, run, moved)
+    yield from _compose_port()
+    yield from _mlflow(settings, run, moved)
+    yield from _prometheus(settings, run, moved)
     if settings.tracking.is_server:
         yield _registry(settings)
     yield from _store(settings)
+    yield _sqlite(settings)
     yield _disk(settings)
 
 
-def _port(settings: Settings, name: str) -> Finding:
+def _programs(settings: Settings) -> Finding:
+    stack = Stack(settings)
+    missing = stack.explain_missing()
+    if missing:
+        said, _, fix = missing.partition("; to have them: ")
+        return Finding("WARN", "programs", said, fix)
+    return Finding("OK", "programs", f"{', '.join(stack.names)} can be run")
+
+
+def _run(run: Run | None) -> Iterator[Finding]:
+    """How what `gleaner up` runs here is."""
+    if run is None:
+        yield Finding("OK", "up", "not running")
+        return
+    if not run.alive:
+        names = ", ".join(entry.name for entry in run.entries)
+        yield Finding("FAIL", "up", f"pid {run.pid} was killed and has left {names}", "gleaner down")
+        return
+    for entry in run.entries:
+        if entry.state == "given up":
+            fix = f"read the end of {entry.log} and mend that; then gleaner down, and gleaner up"
+            yield Finding("FAIL", f"up {entry.name}", f"given up after {entry.restarts} restarts", fix)
+        elif entry.health != "ok":
+            detail = f"{entry.state}, {entry.health or 'not asked yet'}"
+            yield Finding("WARN", f"up {entry.name}", detail, f"wait a minute; then read the end of {entry.log}")
+    well = [entry.name for entry in run.entries if entry.health == "ok"]
+    yield Finding("OK", "up", f"pid {run.pid} keeps {', '.join(well) or 'nothing yet'}")
+
+
+def _port(settings: Settings, name: str, run: Run | None, moved: Mapping[str, int]) -> Finding:
     port, setting = getattr(settings.ports, name), f"ports.{name}"
+    what, named = f"port {port}", f"{setting} ({environment_name(setting)})"
+    twins = [other for other in type(settings.ports).model_fields if getattr(settings.ports, other) == port and port]
+    if twins[1:] and name != twins[0]:
+        return Finding("FAIL", what, f"{setting}: ports.{twins[0]} is {port}, too", f"set {named} to a free port")
     try:
-        check_port(settings.serving.host, port, setting)
+        check_port(settings.serving.host if name in OURS else LOOPBACK, port, setting)
     except PortTaken as e:
-        if _OURS.search(e.holder):
-            return Finding("OK", f"port {port}", f"{setting}: held by Gleaner, {e.holder}")
-        fix = f"stop {e.holder}, or set {setting} ({environment_name(setting)}) to a free port"
-        return Finding("FAIL", f"port {port}", f"{setting}: taken by {e.holder}", fix)
-    return Finding("OK", f"port {port}", f"{setting}: free")
+        if _OURS.search(e.holder) or _is_of(run, e.holder):
+            return Finding("OK", what, f"{setting}: held by Gleaner, {e.holder}")
+        if setting in moved and moved[setting] != port:
+            detail = f"{setting}: taken by {e.holder}; what runs now has {moved[setting]} instead"
+            return Finding("WARN", what, detail, f"set {named} to {moved[setting]}")
+        fix = f"stop {e.holder}, or set {named} to a free port"
+        if _CONTAINER.search(e.holder):
+            fix = "see whose it is with `docker ps`; `docker-compose down` ends Gleaner's own"
+            fix += f"; or set {named} to a free port"
+        if _AIRPLAY.search(e.holder) or (sys.platform == "darwin" and port in _AIRPLAY_PORTS):
+            fix = f"{_SWITCH_AIRPLAY_OFF}; or set {named} to a free port"
+        return Finding("FAIL", what, f"{setting}: taken by {e.holder}", fix)
+    return Finding("OK", what, f"{setting}: free")
+
+
+def _compose_port(port: int = 5000) -> Iterator[Finding]:
+    """Whether macOS holds the port on which compose publishes the API; any other holder may be that very API."""
+    try:
+        check_port(LOOPBACK, port, "")
+    except PortTaken as e:
+        if _AIRPLAY.search(e.holder) or sys.platform == "darwin":
+            fix = f"{_SWITCH_AIRPLAY_OFF}; or for compose set ML_APP_PORT in .env"
+            yield Finding("WARN", f"port {port}", f"where compose publishes the API: taken by {e.holder}", fix)
+
+
+def _is_of(run: Run | None, holder: str) -> bool:
+    """Whether the holder of a port is a process of a run, or one that such a process has started."""
+    found = re.match(r"pid (\d+) ", holder)
+    try:
+        return bool(run and found and os.getsid(int(found[1])) in {entry.pid for entry in run.entries})
+    except ProcessLookupError:
+        return False
+
+
+def _listens(settings: Settings, name: str, run: Run | None, moved: Mapping[str, int]) -> str:
+    """Where a process of this machine may answer; empty where its port is free, so that it does not run."""
+    port = moved.get(f"ports.{name}", getattr(settings.ports, name))
+    try:
+        check_port(LOOPBACK, port, "")
+    except PortTaken:
+        return f"{LOOPBACK}:{port}"
+    return ""
+
+
+def _mlflow(settings: Settings, run: Run | None, moved: Mapping[str, int]) -> Iterator[Finding]:
+    if settings.tracking.uri and not settings.tracking.is_server:
+        return
+    if settings.tracking.is_server:
+        url = settings.tracking_uri.rstrip("/")
+        hosts = [url.partition("://")[2].partition("/")[0]]
+    else:
+        at = _listens(settings, "mlflow", run, moved)
+        if not at:
+            yield Finding("OK", "mlflow", "not running")
+            return
+        url, port = f"http://{at}", at.rpartition(":")[2]
+        hosts = [pattern.replace("*", port) for pattern in MLFLOW_HOSTS]
+    try:
+        yield from probe_mlflow(url, hosts, read_authorization(settings) if settings.tracking.is_server else "")
+    except NotIt as e:
+        if not settings.tracking.is_server:  # of one elsewhere, `registry` says so
+            yield Finding("WARN", "mlflow", str(e), _BUSY)
+
+
+def _prometheus(settings: Settings, run: Run | None, moved: Mapping[str, int]) -> Iterator[Finding]:
+    at = _listens(settings, "prometheus", run, moved)
+    if not at:
+        yield Finding("OK", "prometheus", "not running")
+        return
+    services = ["ml-app", "train-metrics", "prometheus", *([] if settings.tracking.uri else ["mlflow"])]
+    folders = [settings.state / "run/monitoring/grafana/dashboards", settings.file.parent / "deploy/grafana/dashboards"]
+    try:
+        yield from probe_prometheus(f"http://{at}", settings, services, folders[0] if run else folders[1])
+    except NotIt as e:
+        yield Finding("WARN", "prometheus", str(e), _BUSY)
 
 
 def _registry(settings: Settings) -> Finding:
@@ -120,6 +234,24 @@ def _extra() -> Finding:
         fix = "pip install 'gleaner[train]'"
         return Finding("WARN", "training", f"{', '.join(missing)} not installed; serving does without", fix)
     return Finding("OK", "training", _installed(_TRAINING))
+
+
+def _sqlite(settings: Settings) -> Finding:
+    """SQLite before 3.51.3 can corrupt a database in WAL mode that several connections write to."""
+    what, number = "SQLite", sqlite3.sqlite_version
+    parts = tuple(map(int, number.split(".")))
+    if parts >= (3, 51, 3) or any(parts[:2] == branch[:2] and parts >= branch for branch in ((3, 50, 7), (3, 44, 6))):
+        return Finding("OK", what, number)
+    database = settings.state / "mlflow.db"
+    try:
+        with database.open("rb") as file:
+            header = file.read(20)
+    except OSError:
+        header = b""
+    if header[18:20] == b"\x02\x02":
+        fix = f"with nothing running: sqlite3 {database} 'PRAGMA journal_mode=DELETE'; or a Python with SQLite 3.51.3"
+        return Finding("WARN", what, f"{number} can corrupt {database}, which is in WAL mode", fix)
+    return Finding("OK", what, f"{number}; what it can corrupt, a database in WAL mode, is not here")
 
 
 def _disk(settings: Settings) -> Finding:

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ class Entry:
     health: Health
     restarts: int
     address: str
-    port: int
+    ports: Mapping[str, int]
     log: str
 
 

@@ -17,6 +17,7 @@ from gleaner.settings import ARTIFACTS, Settings, make_environment
 from gleaner.supervisor import Program
 
 LOOPBACK = "127.0.0.1"
+OURS = ("ml_app", "ml_app_metrics", "train_metrics")  # the ports that listen on `serving.host`
 # Where nothing is done about it, MLflow's page answers 403 to every name but these.
 MLFLOW_HOSTS = ("localhost:*", "127.0.0.1:*")
 # The names by which programs of other packages go, on Debian first.
@@ -25,7 +26,7 @@ _BINARIES = {
     "alertmanager": ("prometheus-alertmanager", "alertmanager"),
     "grafana": ("grafana-server", "grafana"),
 }
-_PORTS = {
+PORTS = {
     "ml-app": ("ml_app", "ml_app_metrics"),
     "train-metrics": ("train_metrics",),
     "mlflow": ("mlflow",),
@@ -53,7 +54,7 @@ class Stack:
         }
         has_own_mlflow = can_train and not settings.tracking.uri
         here = {"ml-app", *(["train-metrics"] if can_train else []), *(["mlflow"] if has_own_mlflow else [])}
-        self.names = [name for name in _PORTS if name in here or name in self._binaries]
+        self.names = [name for name in PORTS if name in here or name in self._binaries]
         self.missing = [*([] if can_train else ["mlflow"]), *(name for name in _BINARIES if name not in self._binaries)]
 
     def explain_missing(self) -> str:
@@ -80,7 +81,7 @@ class Stack:
         Raises PortTaken, or Refused for several of them or for two settings that name one port.
         """
         ports: dict[str, int] = self.settings.ports.model_dump()
-        used = [name for service in self.names for name in _PORTS[service]]
+        used = [name for service in self.names for name in PORTS[service]]
         moved, faults = [], []
         for i, name in enumerate(used):
             setting, host, port = f"ports.{name}", self._host(name), ports[name]
@@ -129,10 +130,13 @@ class Stack:
     def mlflow_uri(self) -> str:
         return f"http://{LOOPBACK}:{self.settings.ports.mlflow}"
 
+    def _ports(self, service: str) -> dict[str, int]:
+        """The ports of a process, by their settings."""
+        return {f"ports.{name}": getattr(self.settings.ports, name) for name in PORTS[service]}
+
     def _host(self, name: str) -> str:
         # What is not ours asks nobody who they are, so it is never seen from outside.
-        ours = {"ml_app", "ml_app_metrics", "train_metrics"}
-        return self.settings.serving.host if name in ours else LOOPBACK
+        return self.settings.serving.host if name in OURS else LOOPBACK
 
     def _gleaner(self, *arguments: object) -> tuple[str, ...]:
         file = str(self.settings.file.absolute())
@@ -156,7 +160,7 @@ class Stack:
             environment=self._environment(**self._tracking()),
             address=url,
             about="predictions; /docs shows them",
-            port=ports.ml_app,
+            ports=self._ports("ml-app"),
             stop_seconds=serving.unready_seconds + serving.drain_seconds + 5,
         )
 
@@ -172,7 +176,7 @@ class Stack:
             environment=self._environment(**self._tracking()),
             address=url,
             about="what the trainer measures; `gleaner train --now` tells it to train",
-            port=port,
+            ports=self._ports("train-metrics"),
         )
 
     def _mlflow(self, folder: Path) -> Program:
@@ -201,7 +205,7 @@ class Stack:
             ),
             address=self.mlflow_uri,
             about="runs and versions",
-            port=self.settings.ports.mlflow,
+            ports=self._ports("mlflow"),
             start_seconds=90.0,
         )
 
@@ -221,7 +225,7 @@ class Stack:
             after=("ml-app",),
             address=f"http://{LOOPBACK}:{port}",
             about="alerts",
-            port=port,
+            ports=self._ports("alertmanager"),
         )
 
     def _prometheus(self, folder: Path) -> Program:
@@ -240,7 +244,7 @@ class Stack:
             after=("ml-app",),
             address=f"http://{LOOPBACK}:{port}",
             about="metrics and rules",
-            port=port,
+            ports=self._ports("prometheus"),
         )
 
     def _grafana(self, folder: Path) -> Program:
@@ -269,7 +273,7 @@ class Stack:
             after=("ml-app",),
             address=f"http://{LOOPBACK}:{port}",
             about=f"dashboards; to change them sign in as admin, {password} has the password",
-            port=port,
+            ports=self._ports("grafana"),
         )
 
     def _data(self, name: str) -> Path:

@@ -32,7 +32,8 @@ class Program:
     live: an address that answers 200 as soon as it runs; empty where none can be asked.
     ready: one that does once it can do its work; empty where that is the same.
     after: names of those that start first. environment: all of it; None for this process's own.
-    address, about: for people. start_seconds, stop_seconds: how long it may take to answer, and to end.
+    address, about: for people. ports: those that it listens on, by their settings.
+    start_seconds, stop_seconds: how long it may take to answer, and to end.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Program:
     environment: Mapping[str, str] | None = None
     address: str = ""
     about: str = ""
-    port: int = 0
+    ports: Mapping[str, int] = field(default_factory=dict)
     start_seconds: float = 60.0
     stop_seconds: float = 15.0
 
@@ -158,7 +159,7 @@ class Supervisor:
             health=kept.health,
             restarts=kept.restarts,
             address=kept.program.address,
-            port=kept.program.port,
+            ports=dict(kept.program.ports),
             log=str(self.lines.file(name)),
         )
 
@@ -396,7 +397,8 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 
 def _is_its_own(program: Program, process: asyncio.subprocess.Process) -> bool:
     """Whether it is a process itself that answers on its port, and not a stranger who was quicker to take it."""
-    return not program.port or is_held_by(program.port, members([process.pid]))
+    pids = members([process.pid])
+    return all(is_held_by(port, pids) for port in program.ports.values())
 
 
 async def _first(*events: asyncio.Event) -> None:

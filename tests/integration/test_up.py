@@ -134,7 +134,7 @@ def test_with_a_version_it_trains_none_and_all_is_there(stack):
     assert stack.text.index("ml-app is ready") < stack.text.index("mlflow is ready")
     for entry in entries.values():
         assert re.search(rf"{entry['name']} +{re.escape(entry['address'])} ", stack.text)
-        assert str(entry["port"]) in stack.environment.values()
+        assert {str(port) for port in entry["ports"].values()} <= set(stack.environment.values())
 
 
 def test_the_number_is_served_to_every_digit(stack):
@@ -164,6 +164,25 @@ def test_prometheus_sees_every_process_and_takes_every_rule(stack):
     rules = [rule for group in httpx.get(f"{url}/api/v1/rules").json()["data"]["groups"] for rule in group["rules"]]
     assert len(rules) > 20
     assert {"ok"} == {rule["health"] for rule in rules if rule["health"] != "unknown"}
+
+
+def test_the_doctor_finds_all_of_it_well(stack):
+    assert wait_for(lambda: "Prometheus sees ml-app, train-metrics, prometheus, mlflow" in examined(stack), 30)
+    findings = json.loads(gleaner("doctor", "--json", folder=stack.folder, **stack.environment).stdout)
+
+    assert [] == [finding for finding in findings if finding["verdict"] == "FAIL"]
+    told = {finding["what"]: finding["detail"] for finding in findings}
+    assert f"pid {stack.process.pid} keeps ml-app, mlflow, train-metrics, alertmanager, prometheus" in told["up"]
+    assert "answers to localhost:" in told["mlflow hosts"]
+    assert "a small file was written, read and deleted" == told["mlflow files"]
+    assert "firing: none" in told["rules"]
+    assert "queries of panels can be computed" in told["dashboards"]
+    assert "held by Gleaner" in told[f"port {stack.environment['GLEANER_PORTS__MLFLOW']}"]
+    assert [] == list((stack.folder / ".gleaner" / "mlartifacts").glob("gleaner-doctor-*"))
+
+
+def examined(stack: Up) -> str:
+    return gleaner("doctor", folder=stack.folder, **stack.environment).stdout
 
 
 def test_a_second_one_in_the_folder_is_refused_and_a_second_trainer_too(stack):
@@ -267,7 +286,7 @@ def test_from_nothing_it_trains_as_it_was_told_and_says_how_far_it_is(alone):
 
 
 def test_a_taken_port_is_moved_for_the_run_and_every_file_follows(alone):
-    taken, moved = alone.environment["GLEANER_PORTS__ML_APP"], str(alone.status()["ml-app"]["port"])
+    taken, moved = alone.environment["GLEANER_PORTS__ML_APP"], str(alone.status()["ml-app"]["ports"]["ports.ml_app"])
 
     assert moved != taken
     assert f"ports.ml_app is {moved} for this run, since {taken} is taken by pid {os.getpid()} (" in alone.text

@@ -25,6 +25,9 @@ import numpy as np
 import psutil
 import pytest
 
+# A runner in the background ignores Ctrl-C, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).resolve().parents[1]
 ROUTE = {"time_spent": 30, "doors_in_route": 50, "assessed_value": 200000}
 NUMBER = 6091 / 276  # 22.068840579710145, every digit

@@ -6,7 +6,6 @@ import math
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -49,7 +48,7 @@ class Predictor:
         release()
         self._session = session
         self._pack = struct.Struct(f"{self.width}d").pack_into
-        self._own = threading.local()
+        self._spare: list[_Bound] = []
         self.row_engine, self.predict_row = self._choose(artifact)
 
     def predict(self, X: Array) -> Array:
@@ -81,31 +80,32 @@ class Predictor:
         return answer
 
     def _run_row(self, row: Sequence[float]) -> float:
-        """Without making arrays: each thread fills a buffer of its own, to which the engine was bound once."""
+        """Without making arrays: through buffers to which the engine was bound once, the last used ones first."""
         try:
-            own = self._own.bound
-        except AttributeError:
-            own = self._own.bound = _Bound(self._session, self.width)
-        self._pack(own.row, 0, *row)
-        own.run(own.binding, None)
-        answer: float = own.answer.item()
+            bound = self._spare.pop()  # atomic, as `append` is
+        except IndexError:
+            bound = _Bound(self._session, self.width)
+        self._pack(bound.row, 0, *row)
+        bound.run(bound.binding, None)
+        answer: float = bound.answer.item()
+        self._spare.append(bound)
         if not math.isfinite(answer):
             raise ArithmeticError("the model's answer is not finite")
         return answer
 
 
 class _Bound:
-    """One thread's buffers for one row, and the engine bound to them."""
+    """Buffers for one row and its answer, and the engine bound to them."""
 
     __slots__ = ("answer", "binding", "keep", "row", "run")
 
     def __init__(self, session: onnxruntime.InferenceSession, width: int) -> None:
-        self.row, self.answer = np.zeros((1, width)), np.zeros((1, 1))
+        row, self.answer = np.zeros((1, width)), np.zeros((1, 1))
         # Kept, since the engine holds only the addresses; the methods below the wrappers save a third of the time.
         self.keep = session.io_binding()
-        self.keep.bind_input(INPUT, "cpu", 0, np.float64, (1, width), self.row.ctypes.data)
+        self.keep.bind_input(INPUT, "cpu", 0, np.float64, (1, width), row.ctypes.data)
         self.keep.bind_output(OUTPUT, "cpu", 0, np.float64, (1, 1), self.answer.ctypes.data)
-        self.binding, self.run = self.keep._iobinding, session._sess.run_with_iobinding
+        self.row, self.binding, self.run = row.data, self.keep._iobinding, session._sess.run_with_iobinding
 
 
 def selftest(folder: Path) -> None:

@@ -9,14 +9,17 @@ With `--rows 20000` it is a made table: a forest grown on more rows has more nod
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import statistics
 import sys
 import tempfile
+import time
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 from rig import (
     ROOT,
     Load,
@@ -37,6 +40,26 @@ from rig import (
 
 from gleaner.settings import load_settings
 from gleaner.tables import read_table
+
+LARGE = 10_000
+
+
+def cpu_seconds(server: psutil.Process) -> float:
+    times = server.cpu_times()
+    return times.user + times.system
+
+
+def ask_many(server: psutil.Process, port: int, path: str, body: bytes, times: int) -> tuple[float, float]:
+    """(milliseconds, CPU milliseconds of the server) of one large request, all on one connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    before, began = cpu_seconds(server), time.perf_counter()
+    for _ in range(times):
+        connection.request("POST", path, body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        if answer.status != 200 or not answer.read():
+            sys.exit(f"{path} did not answer {len(body):,} bytes with 200")
+    connection.close()
+    return (time.perf_counter() - began) * 1e3 / times, (cpu_seconds(server) - before) * 1e3 / times
 
 
 def main() -> None:
@@ -65,16 +88,25 @@ def main() -> None:
         }
         first = bodies[0].encode()
         found: dict[str, list[Load]] = {name: [] for name in urls}
+        spent: dict[str, list[float]] = {name: [] for name in urls}
         with (
-            serving(constant, environment, urls["constant"]),
+            serving(constant, environment, urls["constant"]) as (other, _),
             serving(serve, environment, urls["v1"], first) as (process, _),
         ):
+            servers = {"constant": other, "v1": process, "v2": process}
             for url in urls.values():
                 load(url, script, 1)
             for _ in range(options.rounds):
                 for name, url in urls.items():
+                    before = cpu_seconds(servers[name])
                     found[name].append(load(url, script, options.seconds))
+                    spent[name].append((cpu_seconds(servers[name]) - before) * 1e6 / found[name][-1].asked)
             memory = sum(one.memory_info().rss for one in members(process.pid))
+            many = json.dumps(objects(make_table(LARGE).X)).encode()
+            large = {
+                name: [ask_many(process, port, f"/{name}/predict", many, times) for _ in range(options.rounds)]
+                for name, times in (("v1", 30), ("v2", 5))
+            }
         starts = []
         for _ in range(options.rounds):
             with serving(serve, environment, urls["v1"], first) as (_, seconds):
@@ -83,12 +115,18 @@ def main() -> None:
     names = ("granian", "onnxruntime", "msgspec", "numpy", "flask")
     print(f"Python {sys.version.split()[0]}, " + ", ".join(f"{name} {version(name)}" for name in names))
     print(f"{options.rounds} rounds of {options.seconds} s, in turn; median (least to most)\n")
-    print(f"{'':10}{'requests/s':>26}{'of the constant':>18}{'p99 ms':>10}")
+    print(f"{'':10}{'requests/s':>26}{'of the constant':>18}{'p99 ms':>10}{'CPU us':>9}{'of the constant':>18}")
     base = [run.rate for run in found["constant"]]
     for name, runs in found.items():
         rates = [run.rate for run in runs]
         ratio = statistics.median(ratios(rates, base))
-        print(f"{name:10}{spread(rates):>26}{ratio:>17.1%}{statistics.median(run.p99 for run in runs):>11.2f}")
+        p99, cpu = statistics.median(run.p99 for run in runs), statistics.median(spent[name])
+        cpu_ratio = statistics.median(ratios(spent["constant"], spent[name]))
+        print(f"{name:10}{spread(rates):>26}{ratio:>17.1%}{p99:>11.2f}{cpu:>9.1f}{cpu_ratio:>17.1%}")
+    print(f"\n{LARGE:,} rows in one request, a list of objects of {len(many):,} bytes")
+    for name, asked in large.items():
+        took, cpu = (statistics.median(values) for values in zip(*asked, strict=True))
+        print(f"{name:10}{took:.1f} ms, {LARGE / took / 1e3:.2f} million rows/s; {cpu:.1f} ms of CPU")
     runs = [*found["v1"], *found["v2"]]
     served = sum(run.asked for run in runs)
     print(f"\n{refusals('gleaner', runs)}memory after {served:,.0f} requests: {memory / 1e6:.0f} MB resident")

@@ -22,7 +22,8 @@ from flask import Response
 from prometheus_client import CollectorRegistry
 from werkzeug.exceptions import HTTPException
 
-from gleaner.doors import TABLES, Bound
+from gleaner.arrow import ARROW
+from gleaner.doors import TABLES, Answer, Bound, read_rows, write_answer
 from gleaner.errors import BadBody, BadRows, BadTable, NoModel, Overloaded, TooLarge, WrongType
 from gleaner.inference import HEADER_LENGTH
 from gleaner.logs import request_id
@@ -161,14 +162,18 @@ class App:
         self.traffic.began()
         try:
             body = self._read_body(environ)
-            if slot is not None and not environ["QUERY_STRING"] and environ.get("CONTENT_TYPE") in _JSON_TYPES:
-                answer = self._answer_fast(slot, body)
+            if slot is not None and not environ["QUERY_STRING"]:
+                kind, answer = environ.get("CONTENT_TYPE", ""), None
+                if kind in _JSON_TYPES:
+                    kind, answer = JSON, self._answer_fast(slot, body)
+                elif kind == ARROW:
+                    answer = self._answer_arrow(slot, body, own_id)
                 if answer is not None:
                     content, version, rows = answer
                     start_response(
                         "200 OK",
                         [
-                            ("Content-Type", JSON),
+                            ("Content-Type", kind),
                             ("X-Request-Id", id_),
                             ("X-Model-Version", version),
                             ("X-Prediction-Id", own_id),
@@ -227,6 +232,18 @@ class App:
             return write_predictions(predictor.predict(rows).tolist()), bound.version, len(rows)
         finally:
             lane.give()
+
+    def _answer_arrow(self, slot: str, body: bytes, own_id: str) -> tuple[bytes, str, int]:
+        """(answer, version, rows) by the very door that Flask would have gone through, a third of the time sooner.
+
+        Raises what the door does; there is nothing else to ask.
+        """
+        bound, max_rows = self.bind(slot), self.serving.max_table_rows
+        rows, predictions = self.compute(
+            bound, body, lambda: read_rows(ARROW, body, bound.reader, max_rows=max_rows), partial=False
+        )
+        answer = Answer(rows, predictions, bound.loaded.version, own_id, detail=False, partial=False)
+        return write_answer(ARROW, answer), bound.version, len(predictions)
 
     def _answer(self, environ: Environ, body: bytes, id_: str, told: Told) -> tuple[int, Headers, bytes]:
         """(status, headers, content) by Flask."""

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from gleaner import cli
 from gleaner.alerts import make_alerts
+from gleaner.drills import DRILLS
 from gleaner.metrics import Following, Resources, TrainingMetrics
 from gleaner.registry import Follower
 from gleaner.settings import Settings, describe_settings, load_settings
@@ -143,6 +144,12 @@ def test_every_alert_has_its_section_for_who_is_woken_and_every_section_its_aler
     assert {name: name.lower() for name in sections} == listed
     for rule in rules:
         assert re.search(rf"^\| \[{rule.name}\][^|]+\|[^|]*{rule.severity}", ALERTS, re.MULTILINE)
+
+
+def test_the_page_of_alerts_has_every_drill():
+    table = ALERTS.split("| drill | fault |")[1].split("\n\n")[0]
+
+    assert set(DRILLS) == set(re.findall(r"^\| (\w+) \| [a-z]", table, re.MULTILINE))
 
 
 def test_the_page_of_alerts_speaks_of_settings_and_panels_that_there_are():

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
@@ -23,7 +24,10 @@ from gleaner import __version__
 from gleaner.errors import BadTraining, GleanerError, MissingExtra, NoModel, Refused
 
 if TYPE_CHECKING:
+    from gleaner.artifact import Artifact
+    from gleaner.drills import Played
     from gleaner.events import Event, Fitted
+    from gleaner.predictor import Predictor
     from gleaner.scoring import Progress
     from gleaner.settings import Settings
     from gleaner.stack import Stack
@@ -111,7 +115,7 @@ def train(
     if now:
         _tell_resident(load_settings(context.obj))
         return
-    with _failing_aloud(events_fd):
+    with failing_aloud(events_fd):
         settings = load_settings(context.obj, _flags(training=training, ports={"train_metrics": metrics_port}))
         if resident:
             _reside(settings, context)
@@ -125,7 +129,7 @@ def train(
             return
         prepare_mlflow(settings)
         with _extra("train", _TRAINING_MODULES):
-            _train(settings, source, linger=linger, as_json=as_json, events_fd=events_fd)
+            run_training(settings, source, linger=linger, as_json=as_json, events_fd=events_fd)
 
 
 def _check_usage(context: click.Context) -> None:
@@ -146,7 +150,19 @@ def _tell_resident(settings: Settings) -> None:
 
 
 def _reside(settings: Settings, context: click.Context) -> None:
-    """Stay as the trainer until SIGTERM or Ctrl-C."""
+    """Stay as the trainer that was asked for until SIGTERM or Ctrl-C."""
+    # The child reads the settings anew, so it is given what was given here.
+    command = [sys.executable, "-m", "gleaner", "--config", str(settings.file.absolute()), "train", "--json"]
+    for name in ("champion", "challenger", "candidates", "seed"):
+        if context.params[name] is not None:
+            command += [f"--{name}", str(context.params[name])]
+    if context.params["data"]:
+        command.append(str(context.params["data"].absolute()))
+    run_trainer(settings, command)
+
+
+def run_trainer(settings: Settings, command: Sequence[str]) -> None:
+    """Stay as the trainer until SIGTERM or Ctrl-C. command: what trains once."""
     from prometheus_client import CollectorRegistry, ProcessCollector
 
     from gleaner.logs import start_logging
@@ -156,13 +172,6 @@ def _reside(settings: Settings, context: click.Context) -> None:
 
     start_logging(settings.serving.log)
     check_host(settings.serving.host, insecure=settings.serving.insecure)
-    # The child reads the settings anew, so it is given what was given here.
-    command = [sys.executable, "-m", "gleaner", "--config", str(settings.file.absolute()), "train", "--json"]
-    for name in ("champion", "challenger", "candidates", "seed"):
-        if context.params[name] is not None:
-            command += [f"--{name}", str(context.params[name])]
-    if context.params["data"]:
-        command.append(str(context.params["data"].absolute()))
     registry = CollectorRegistry()
     trainer = Trainer(command, settings, TrainingMetrics(registry))
     ProcessCollector(registry=registry)
@@ -179,7 +188,7 @@ def _reside(settings: Settings, context: click.Context) -> None:
 
 
 @contextmanager
-def _failing_aloud(events_fd: int | None) -> Iterator[None]:
+def failing_aloud(events_fd: int | None) -> Iterator[None]:
     """In the resident's child: what the user can fix is told to the resident, which alone logs."""
     try:
         if events_fd is not None:
@@ -201,11 +210,18 @@ def _failing_aloud(events_fd: int | None) -> Iterator[None]:
         sys.exit(1)
 
 
-def _train(settings: Settings, source: Path, *, linger: bool, as_json: bool, events_fd: int | None) -> None:
-    """One training, from the file to the aliases."""
+def run_training(
+    settings: Settings,
+    source: Path,
+    *,
+    linger: bool = False,
+    as_json: bool = False,
+    events_fd: int | None = None,
+    spoil: Callable[[Table], Table] | None = None,
+) -> None:
+    """One training, from the file to the aliases. spoil: changes the table before it is trained on; None for never."""
     from prometheus_client import CollectorRegistry, ProcessCollector
 
-    from gleaner.artifact import Artifact
     from gleaner.events import Chosen, Finished, Loaded
     from gleaner.metrics import Resources, TrainingMetrics
     from gleaner.packing import pack
@@ -229,6 +245,7 @@ def _train(settings: Settings, source: Path, *, linger: bool, as_json: bool, eve
     report = _Report(quiet=as_json)
     table = read_table(source, settings.schema_, max_rows=settings.training.max_rows)
     report.read(table)
+    table = spoil(table) if spoil else table
     store = Store(settings.store)
     chosen: Chosen | None = None
     with tempfile.TemporaryDirectory(prefix="gleaner-") as scratch, Recorder(settings, source) as recorder, report:
@@ -294,6 +311,15 @@ def serve(
     log: str | None,
 ) -> None:
     """Serve predictions until Ctrl-C or SIGTERM."""
+    from gleaner.settings import load_settings
+
+    serving = {"host": host, "insecure": insecure, "log": log}
+    ports = {"ml_app": port, "ml_app_metrics": metrics_port}
+    run_service(load_settings(config, _flags(serving=serving, ports=ports)))
+
+
+def run_service(settings: Settings, make: Callable[[Artifact], Predictor] | None = None) -> None:
+    """Serve until Ctrl-C or SIGTERM. make: makes the predictors; None for those that are right."""
     from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
     from gleaner.allocator import limit_arenas
@@ -302,13 +328,10 @@ def serve(
     from gleaner.metrics import Resources
     from gleaner.ports import check_port
     from gleaner.server import check_host, serve, serve_metrics
-    from gleaner.settings import drop_request_variables, load_settings
+    from gleaner.settings import drop_request_variables
     from gleaner.slots import Slots
     from gleaner.store import Store
 
-    serving = {"host": host, "insecure": insecure, "log": log}
-    ports = {"ml_app": port, "ml_app_metrics": metrics_port}
-    settings = load_settings(config, _flags(serving=serving, ports=ports))
     start_logging(settings.serving.log)
     drop_request_variables()
     limit_arenas()
@@ -319,7 +342,8 @@ def serve(
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     Resources([settings.state], registry)
-    slots = Slots(Store(settings.store), settings.serving.slots)
+    store, aliases = Store(settings.store), settings.serving.slots
+    slots = Slots(store, aliases, make=make) if make else Slots(store, aliases)
     followed = None
     if settings.tracking.is_server:
         from gleaner.metrics import Following
@@ -463,8 +487,6 @@ def _named_line(names: Sequence[str]) -> Callable[[str, str], None]:
 @click.pass_obj
 def status(config: Path | None, as_json: bool) -> None:
     """Show what `gleaner up` runs here; exits 1 where it does not, and 3 where not all of it is well."""
-    from dataclasses import asdict
-
     from gleaner.running import read_run
     from gleaner.settings import load_settings
 
@@ -512,6 +534,66 @@ def down(config: Path | None) -> None:
     seconds = 60 + settings.serving.unready_seconds + settings.serving.drain_seconds
     ended = end_run(settings.state.absolute() / "run", seconds=seconds)
     click.echo(f"stopped {', '.join(reversed(ended))}" if ended else "nothing runs here")
+
+
+@gleaner.command()
+@click.argument("alert", required=False)
+@click.option("--data", type=click.Path(path_type=Path), help="The CSV file that a training spoils.")
+@click.option("--limit", default=180.0, show_default=True, help="Seconds that an alert may take to come, and to go.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@click.pass_obj
+def drill(config: Path | None, alert: str | None, data: Path | None, limit: float, as_json: bool) -> None:
+    """See ALERT fire on its fault and end with it, in a small stack of its own; without ALERT, list the drills."""
+    import asyncio
+
+    from gleaner.drills import DRILLS, Failed, play, prepare
+    from gleaner.errors import nearest
+    from gleaner.lines import Lines
+    from gleaner.running import hold
+    from gleaner.settings import load_settings
+
+    if alert is None:
+        _print_table(("alert", "fault"), [(name, drill.fault) for name, drill in DRILLS.items()])
+        return
+    if alert not in DRILLS:
+        raise Refused(f"there is no drill for {alert!r}{nearest(alert, DRILLS)}")
+    settings = load_settings(config)
+    with _extra("monitoring", _MONITORING_MODULES):
+        from gleaner.monitoring import render, write_tree
+    say = (lambda text: click.echo(text, err=True)) if as_json else click.echo
+    with tempfile.TemporaryDirectory(prefix="gleaner-drill-", ignore_cleanup_errors=True) as scratch:
+        stage = prepare(settings, Path(scratch), data)
+        watch = stage.run / "monitoring"
+        write_tree(watch, render(stage.watched, "local", watch, stage.hurry))
+        lines = Lines(stage.run / "logs", lambda *_: None)
+
+        async def run() -> Played:
+            task = asyncio.current_task()
+            assert task
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+            with hold(stage.run) as lock:
+                return await play(alert, stage, lines, lock, say=say, limit_seconds=limit)
+
+        say(f"a stack of its own, with every window, wait and interval divided by {stage.hurry:g}, is started")
+        try:
+            played = asyncio.run(run())
+        except asyncio.CancelledError as e:
+            raise click.Abort from e
+        except Failed:
+            for name in ("up", *stage.programs):
+                click.echo(_end_of(lines.file(name), name), err=True, nl=False)
+            raise
+        finally:
+            lines.close()
+    if as_json:
+        click.echo(json.dumps(asdict(played), indent=2))
+
+
+def _end_of(log: Path, name: str, most: int = 8) -> str:
+    """The last lines of a log, each behind its name."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return "".join(f"{name}: {line}\n" for line in text.splitlines()[-most:])
 
 
 @gleaner.command()

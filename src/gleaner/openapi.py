@@ -92,7 +92,7 @@ def _row(schema: Schema | None) -> Json:
         "properties": {feature.name: _value(feature) for feature in schema.features},
         "required": list(schema.names),
         "additionalProperties": False,
-        "example": _example(schema),
+        "example": example_row(schema),
     }
 
 
@@ -104,7 +104,7 @@ def _value(feature: Feature) -> Json:
     return {"type": kind, "minimum": feature.lowest, "maximum": feature.highest, **about}
 
 
-def _example(schema: Schema) -> Json:
+def example_row(schema: Schema) -> Json:
     """A row that is accepted: a number of few digits a little above the lowest, where there is a lowest."""
     row: Json = {}
     for feature in schema.features:
@@ -124,7 +124,7 @@ def _example(schema: Schema) -> Json:
 
 def _predict(slot: str, schema: Schema | None, serving: Serving) -> Json:
     row = {"$ref": f"#/components/schemas/Row_{slot}"}
-    example = _example(schema) if schema else {}
+    example = example_row(schema) if schema else {}
     csv = ",".join(example) + "\n" + ",".join(map(str, example.values())) + "\n"
     answers = {
         JSON: {"schema": {"$ref": "#/components/schemas/Predictions"}},
@@ -174,7 +174,7 @@ def _invocations(schema: Schema | None, serving: Serving) -> Json:
     slot_row = _row(schema)
     slot_row.pop("example", None)
     names = list(schema.names) if schema else []
-    values = list(_example(schema).values()) if schema else []
+    values = list(example_row(schema).values()) if schema else []
     row: Json = {"type": "array", "prefixItems": [], "minItems": len(names), "maxItems": len(names)}
     columns: Json = {"type": "array", "const": names}
     if schema:
@@ -279,7 +279,7 @@ def _infer(name: str, schema: Schema | None, parameters: list[Json]) -> Json:
 
 
 def _pairs(schema: Schema | None) -> Sequence[tuple[Feature, Any]]:
-    return list(zip(schema.features, _example(schema).values(), strict=True)) if schema else []
+    return list(zip(schema.features, example_row(schema).values(), strict=True)) if schema else []
 
 
 def _tensor(feature: Feature, value: object) -> Json:

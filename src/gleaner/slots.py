@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gleaner.artifact import Manifest
+from gleaner.artifact import Artifact, Manifest
 from gleaner.errors import BadArtifact, BadStore
 from gleaner.predictor import ENGINE, Predictor, selftest
 from gleaner.store import Store
@@ -27,7 +27,13 @@ class Loaded:
     predictor: Predictor
 
 
-def load_version(store: Store, version: int, *, test: Callable[..., None] = selftest) -> Loaded:
+def load_version(
+    store: Store,
+    version: int,
+    *,
+    test: Callable[..., None] = selftest,
+    make: Callable[[Artifact], Predictor] = Predictor,
+) -> Loaded:
     """A version, verified, tested unless that is remembered, and ready. Raises BadArtifact."""
     artifact = store.read(version)
     if not store.has_passed(version, artifact.digest, ENGINE):
@@ -35,17 +41,25 @@ def load_version(store: Store, version: int, *, test: Callable[..., None] = self
         # A store on a full disk, or one that may only be read, still serves: the next start tests again.
         with contextlib.suppress(OSError):
             store.remember_passed(version, artifact.digest, ENGINE)
-    return Loaded(version, artifact.manifest, artifact.digest, Predictor(artifact))
+    return Loaded(version, artifact.manifest, artifact.digest, make(artifact))
 
 
 class Slots:
     """The version in each slot. Readers take `current[slot]` once per request and keep what they got.
 
     aliases: the alias that each slot follows. test: the self-test, replaced in tests of a hanging one.
+    make: makes the predictor of an artifact, replaced in drills by one that is at fault.
     """
 
-    def __init__(self, store: Store, aliases: Mapping[str, str], *, test: Callable[..., None] = selftest) -> None:
-        self.store, self.aliases, self._test = store, dict(aliases), test
+    def __init__(
+        self,
+        store: Store,
+        aliases: Mapping[str, str],
+        *,
+        test: Callable[..., None] = selftest,
+        make: Callable[[Artifact], Predictor] = Predictor,
+    ) -> None:
+        self.store, self.aliases, self._test, self._make = store, dict(aliases), test, make
         self.current: dict[str, Loaded | None] = dict.fromkeys(self.aliases)
         self.since: dict[str, float] = {}
         self.faults: dict[str, str] = {}
@@ -83,7 +97,7 @@ class Slots:
 
     def _load(self, slot: str, version: int) -> None:
         try:
-            loaded = self._already(version) or load_version(self.store, version, test=self._test)
+            loaded = self._already(version) or load_version(self.store, version, test=self._test, make=self._make)
         except BadArtifact as e:
             self._fail({slot: version}, e.reason, str(e))
             return

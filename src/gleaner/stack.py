@@ -7,7 +7,7 @@ import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,23 +39,32 @@ PORTS = {
 class Stack:
     """What `up` runs on this machine. names: the processes, in the order of their start. missing: what is not here.
 
+    only: the names to choose among. variables: of the environment of our own processes.
     find: finds a program by its name; replaced in tests.
     """
 
     def __init__(
-        self, settings: Settings, *, watched: bool = True, find: Callable[[str], str | None] = shutil.which
+        self,
+        settings: Settings,
+        *,
+        only: Collection[str] = (),
+        variables: Mapping[str, str] | None = None,
+        find: Callable[[str], str | None] | None = None,
     ) -> None:
-        self.settings, self._find = settings, find
+        self.settings, self._variables = settings, dict(variables or {})
+        self._find = find = find or shutil.which
+        only = only or PORTS
         can_train = find_spec("mlflow") is not None
         self._binaries = {
             name: path
             for name, known in _BINARIES.items()
-            if watched and (path := next((path for other in known if (path := find(other))), None))
+            if name in only and (path := next((path for other in known if (path := find(other))), None))
         }
         has_own_mlflow = can_train and not settings.tracking.uri
         here = {"ml-app", *(["train-metrics"] if can_train else []), *(["mlflow"] if has_own_mlflow else [])}
-        self.names = [name for name in PORTS if name in here or name in self._binaries]
-        self.missing = [*([] if can_train else ["mlflow"]), *(name for name in _BINARIES if name not in self._binaries)]
+        self.names = [name for name in PORTS if name in only and (name in here or name in self._binaries)]
+        absent = [name for name in _BINARIES if name in only and name not in self._binaries]
+        self.missing = [*([] if can_train else ["mlflow"]), *absent]
 
     def explain_missing(self) -> str:
         """One line on what is not here and how to get it; empty where nothing is missing."""
@@ -104,6 +113,9 @@ class Stack:
                 ports[name] = _find_free(host, port, others)
                 moved.append(f"{setting} is {ports[name]} for this run, since {port} is taken by {who}")
             faults.append(fault)
+        for name, port in ports.items():
+            if port == 0:  # of what is not started; the watch's files have an address for it all the same
+                ports[name] = _find_free(LOOPBACK, 0, ports.values())
         if faults and not move:
             raise Refused("\nerror: ".join(faults) + "; or for one run: gleaner up --auto-ports")
         self.settings = self.settings.model_copy(update={"ports": self.settings.ports.model_copy(update=ports)})
@@ -142,8 +154,9 @@ class Stack:
         file = str(self.settings.file.absolute())
         return (sys.executable, "-m", "gleaner", "--config", file, *map(str, arguments))
 
-    def _environment(self, **more: str) -> dict[str, str]:
-        return make_environment(PYTHONUNBUFFERED="1", **more)
+    def environment(self, **more: str) -> dict[str, str]:
+        """The environment of a process of our own."""
+        return make_environment(**{"PYTHONUNBUFFERED": "1", **self._variables, **more})
 
     def _tracking(self) -> dict[str, str]:
         """Where the trainer records, and whose aliases the API follows: the server that runs here, if one does."""
@@ -157,7 +170,7 @@ class Stack:
             self._gleaner("serve", "--port", ports.ml_app, "--metrics-port", ports.ml_app_metrics),
             live=f"{url}/livez",
             ready=f"{url}/readyz",
-            environment=self._environment(**self._tracking()),
+            environment=self.environment(**self._tracking()),
             address=url,
             about="predictions; /docs shows them",
             ports=self._ports("ml-app"),
@@ -173,7 +186,7 @@ class Stack:
             live=url,
             # It trains at once where there is no version, and MLflow has to be there for that.
             after=("mlflow",) if waits and "mlflow" in self.names else ("ml-app",),
-            environment=self._environment(**self._tracking()),
+            environment=self.environment(**self._tracking()),
             address=url,
             about="what the trainer measures; `gleaner train --now` tells it to train",
             ports=self._ports("train-metrics"),
@@ -197,7 +210,7 @@ class Stack:
             (sys.executable, "-m", "mlflow", "server", *(f"--{key}={value}" for key, value in options.items())),
             live=f"{self.mlflow_uri}/health",
             after=("ml-app",),
-            environment=self._environment(
+            environment=self.environment(
                 # Fifteen processes and 1.4 GB otherwise.
                 MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
                 MLFLOW_DISABLE_TELEMETRY="true",

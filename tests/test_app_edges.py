@@ -644,7 +644,7 @@ def test_counts_of_many_threads_are_exact(store):
 # Swaps
 
 
-def test_swaps_under_eight_threads_cost_no_request_and_mix_no_answer(tmp_path):
+def test_swaps_under_eight_threads_cost_no_request_and_mix_no_answer(tmp_path, eager_threads):
     store = made.fill(tmp_path / "store", *(made.constant(float(version)) for version in (1, 2, 3)))
     app, stop, seen = app_of(store, queue_seconds=5), threading.Event(), set()
 

@@ -175,7 +175,8 @@ def test_two_taken_ports_are_told_with_both_holders_and_both_settings(tmp_path):
         listening(tmp_path / "other" / "two.py") as (watch, second),
     ):
         settings = settings_in(tmp_path, ports=(app, 0, 0), prometheus=watch)
-        found = [finding(settings, f"port {port}") for port in (app, watch)]
+        said = {finding.what: finding for finding in examine(settings)}
+        found = [said[f"port {port}"] for port in (app, watch)]
 
     assert ["FAIL", "FAIL"] == [f.verdict for f in found]
     assert f"ports.ml_app: taken by pid {first} (" in found[0].detail
@@ -263,14 +264,18 @@ def test_what_up_runs_is_told_and_what_it_gave_up(tmp_path):
         write_run(folder, entries, 0.0)
         settings = settings_in(tmp_path, mlflow=port)
 
-        assert "given up after 9 restarts" == finding(settings, "up grafana").detail
-        assert "read the end of /x/grafana.log" in finding(settings, "up grafana").fix
-        assert "WARN" == finding(settings, "up train-metrics").verdict
-        assert f"pid {os.getpid()} keeps mlflow" == finding(settings, "up").detail
-        assert finding(settings, f"port {port}").detail.startswith(f"ports.mlflow: held by Gleaner, pid {process.pid}")
+        found = {finding.what: finding for finding in examine(settings)}
+        assert "given up after 9 restarts" == found["up grafana"].detail
+        assert "read the end of /x/grafana.log" in found["up grafana"].fix
+        assert "WARN" == found["up train-metrics"].verdict
+        assert f"pid {os.getpid()} keeps mlflow" == found["up"].detail
+        assert found[f"port {port}"].detail.startswith(f"ports.mlflow: held by Gleaner, pid {process.pid}")
+        # Nobody reads what comes to that port; what is asked from here on does not wait for it.
+        settings = settings_in(tmp_path)
         text = (folder / "run.json").read_text()
         (folder / "run.json").write_text(text.replace(f'"pid": {os.getpid()}', '"pid": 999999999'))
-        assert ("FAIL", "gleaner down") == (finding(settings, "up").verdict, finding(settings, "up").fix)
+        killed = finding(settings, "up")
+        assert ("FAIL", "gleaner down") == (killed.verdict, killed.fix)
         (folder / "run.json").write_text("{")
         assert "is not what `gleaner up` writes" in finding(settings, "up").detail
         process.communicate("\n")

@@ -257,7 +257,7 @@ def test_a_follower_outlives_what_it_did_not_expect(store, caplog):
     assert "store not readable" in caplog.messages
 
 
-def test_swaps_under_eight_threads_cost_no_request_and_mix_no_answer(slots, store):
+def test_swaps_under_eight_threads_cost_no_request_and_mix_no_answer(slots, store, eager_threads):
     stop, wrong, asked = threading.Event(), [], [0] * 8
 
     def ask(thread: int) -> None:

@@ -28,7 +28,7 @@ from hypothesis import example, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from gleaner import cli
+from gleaner import cli, report
 from gleaner.errors import Refused, Unwritable
 from gleaner.scoring import Output, csv_text, disarm
 from gleaner.slots import load_version
@@ -721,7 +721,7 @@ def test_a_terminal_shows_a_bar_and_other_places_a_line_now_and_then(home, monke
 
 
 def test_elsewhere_than_on_a_terminal_a_line_tells_now_and_then(score, home, monkeypatch):
-    monkeypatch.setattr(cli, "_TELL_SECONDS", 0.0)
+    monkeypatch.setattr(report, "_TELL_SECONDS", 0.0)
     (home / "in.csv").write_bytes(LONG[: 1 << 20].rsplit(b"\n", 1)[0])
     told = score("in.csv", "out.csv").err.splitlines()
 

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
 from gleaner import __version__
 from gleaner.errors import BadTraining, GleanerError, MissingExtra, NoModel, Refused
+from gleaner.programs import failing_aloud, run_service, run_trainer, run_training
 
 if TYPE_CHECKING:
-    from gleaner.artifact import Artifact
     from gleaner.drills import Played
-    from gleaner.events import Event, Fitted
-    from gleaner.predictor import Predictor
-    from gleaner.scoring import Progress
     from gleaner.settings import Settings
     from gleaner.stack import Stack
     from gleaner.store import Store
-    from gleaner.tables import Table
 
 DONE_IN_PART = 3
-_TELL_SECONDS = 10.0
 _TRAINING_MODULES = ("mlflow", "sklearn", "onnx", "matplotlib", "threadpoolctl", "scipy")
 _MONITORING_MODULES = ("grafana_foundation_sdk", "yaml")
 
@@ -161,138 +154,6 @@ def _reside(settings: Settings, context: click.Context) -> None:
     run_trainer(settings, command)
 
 
-def run_trainer(settings: Settings, command: Sequence[str]) -> None:
-    """Stay as the trainer until SIGTERM or Ctrl-C. command: what trains once."""
-    from prometheus_client import CollectorRegistry, ProcessCollector
-
-    from gleaner.logs import start_logging
-    from gleaner.metrics import Resources, TrainingMetrics
-    from gleaner.server import check_host, serve_metrics
-    from gleaner.trainer import Trainer
-
-    start_logging(settings.serving.log)
-    check_host(settings.serving.host, insecure=settings.serving.insecure)
-    registry = CollectorRegistry()
-    trainer = Trainer(command, settings, TrainingMetrics(registry))
-    ProcessCollector(registry=registry)
-    Resources([settings.state], registry)
-    port = serve_metrics(registry, settings.serving.host, settings.ports.train_metrics, "ports.train_metrics")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: trainer.stop())
-
-    def on_ready() -> None:
-        click.echo(f"trainer of {settings.model.name}, metrics on http://{settings.serving.host}:{port}/metrics")
-        sys.stdout.flush()
-
-    trainer.run(on_ready)
-
-
-@contextmanager
-def failing_aloud(events_fd: int | None) -> Iterator[None]:
-    """In the resident's child: what the user can fix is told to the resident, which alone logs."""
-    try:
-        if events_fd is not None:
-            from gleaner.trainer import follow_trainer
-
-            follow_trainer(events_fd)
-        yield
-    except KeyboardInterrupt:
-        if events_fd is None:
-            raise
-        sys.exit(130)
-    except GleanerError as e:
-        if events_fd is None:
-            raise
-        from gleaner.events import Failed
-        from gleaner.trainer import tell
-
-        tell(events_fd, Failed(type(e).__name__, str(e)))
-        sys.exit(1)
-
-
-def run_training(
-    settings: Settings,
-    source: Path,
-    *,
-    linger: bool = False,
-    as_json: bool = False,
-    events_fd: int | None = None,
-    spoil: Callable[[Table], Table] | None = None,
-) -> None:
-    """One training, from the file to the aliases. spoil: changes the table before it is trained on; None for never."""
-    from prometheus_client import CollectorRegistry, ProcessCollector
-
-    from gleaner.events import Chosen, Finished, Loaded
-    from gleaner.metrics import Resources, TrainingMetrics
-    from gleaner.packing import pack
-    from gleaner.predictor import ENGINE, selftest
-    from gleaner.server import serve_metrics
-    from gleaner.store import Store
-    from gleaner.tables import read_table
-    from gleaner.tracking import Recorder
-    from gleaner.trainer import tell, write_last
-    from gleaner.training import train as run_training
-
-    began = time.monotonic()
-    if events_fd is None:
-        registry = CollectorRegistry()
-        hear: Callable[[Event], object] = TrainingMetrics(registry).record
-        ProcessCollector(registry=registry)
-        Resources([settings.state], registry)
-        port = serve_metrics(registry, settings.serving.host, settings.ports.train_metrics, "ports.train_metrics")
-    else:
-        hear = partial(tell, events_fd)
-    report = _Report(quiet=as_json)
-    table = read_table(source, settings.schema_, max_rows=settings.training.max_rows)
-    report.read(table)
-    table = spoil(table) if spoil else table
-    store = Store(settings.store)
-    chosen: Chosen | None = None
-    with tempfile.TemporaryDirectory(prefix="gleaner-") as scratch, Recorder(settings, source) as recorder, report:
-        for event in run_training(table, settings):
-            recorder.record(event)
-            hear(event)
-            report.show(event)
-            if isinstance(event, Loaded):
-                constant = event.constant
-            if isinstance(event, Chosen):
-                chosen = event
-        assert chosen is not None
-        roles = {"champion": chosen.champion, **({"challenger": chosen.challenger} if chosen.challenger else {})}
-        artifacts: dict[str, tuple[Fitted, Artifact]] = {}
-        for alias, fitted in roles.items():
-            run_id = recorder.children[fitted.candidate].info.run_id
-            artifact = pack(fitted, table, constant, settings, Path(scratch) / alias, run_id=run_id)
-            artifacts[alias] = (fitted, artifact)
-        versions = recorder.register(artifacts)
-        for alias, version in versions.items():
-            added = store.add(version, artifacts[alias][1].folder)
-            selftest(added.folder)
-            store.remember_passed(version, added.digest, ENGINE)
-        recorder.point(versions)
-        store.point({"champion": None, "challenger": None, **versions})
-    finished = Finished(
-        versions=versions,
-        candidate=chosen.champion.candidate,
-        scores=chosen.champion.scores,
-        training_loss=chosen.champion.training_loss,
-        rows=len(table.y),
-        refused=table.refused,
-        seconds=time.monotonic() - began,
-        at=time.time(),
-    )
-    write_last(settings.state, finished)
-    hear(finished)
-    outcome = {
-        alias: {"version": version, "candidate": roles[alias].candidate, **roles[alias].scores.named()}
-        for alias, version in versions.items()
-    }
-    report.done(outcome, finished.seconds)
-    if linger:
-        click.echo(f"training metrics stay on http://{settings.serving.host}:{port}/metrics until Ctrl-C", err=True)
-        threading.Event().wait()
-
-
 @gleaner.command()
 @click.option("--host", help="The address to listen on.")
 @click.option("--port", type=int, help="The API's port; 0 for any free one.")
@@ -318,70 +179,6 @@ def serve(
     run_service(load_settings(config, _flags(serving=serving, ports=ports)))
 
 
-def run_service(settings: Settings, make: Callable[[Artifact], Predictor] | None = None) -> None:
-    """Serve until Ctrl-C or SIGTERM. make: makes the predictors; None for those that are right."""
-    from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
-
-    from gleaner.allocator import limit_arenas
-    from gleaner.app import App
-    from gleaner.logs import start_logging
-    from gleaner.metrics import Resources
-    from gleaner.ports import check_port
-    from gleaner.server import check_host, serve, serve_metrics
-    from gleaner.settings import drop_request_variables
-    from gleaner.slots import Slots
-    from gleaner.store import Store
-
-    start_logging(settings.serving.log)
-    drop_request_variables()
-    limit_arenas()
-    check_host(settings.serving.host, insecure=settings.serving.insecure)
-    check_port(settings.serving.host, settings.ports.ml_app, "ports.ml_app")
-
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    Resources([settings.state], registry)
-    store, aliases = Store(settings.store), settings.serving.slots
-    slots = Slots(store, aliases, make=make) if make else Slots(store, aliases)
-    followed = None
-    if settings.tracking.is_server:
-        from gleaner.metrics import Following
-        from gleaner.registry import Follower
-
-        followed = Follower(settings, slots.store)
-        Following(followed, registry)
-    app = App(slots, settings.serving, registry, settings.schema_, followed)
-    metrics_at = serve_metrics(registry, settings.serving.host, settings.ports.ml_app_metrics, "ports.ml_app_metrics")
-    slots.refresh()
-    # What is there by now stays: a collection in the middle of a request need not look through all of it again.
-    gc.freeze()
-    stop = threading.Event()
-    follower = threading.Thread(
-        target=slots.follow, args=(settings.serving.poll_seconds, stop), name="follower", daemon=True
-    )
-    follower.start()
-
-    def on_listen(listening: int) -> None:
-        at = f"http://{settings.serving.host}"
-        click.echo(f"{settings.model.name} on {at}:{listening}, metrics on {at}:{metrics_at}/metrics")
-        for slot, alias in settings.serving.slots.items():
-            loaded = slots.current[slot]
-            what = f"version {loaded.version}, {loaded.manifest.candidate}" if loaded else slots.faults[slot]
-            click.echo(f"  POST /{slot}/predict  {alias}: {what}")
-        if not app.is_ready():
-            click.echo("  nothing to answer with yet: run `gleaner train DATA.csv`; it is picked up by itself")
-        sys.stdout.flush()
-        if followed:  # a thread of its own, from now on: no start ever waits for the server
-            threading.Thread(target=followed.follow, args=(stop,), name="registry", daemon=True).start()
-
-    def on_stop() -> None:
-        app.draining.set()
-        stop.set()
-
-    serve(app, settings.serving, settings.ports.ml_app, on_listen=on_listen, on_stop=on_stop)
-
-
 @gleaner.command()
 @click.argument("data", required=False, type=click.Path(path_type=Path))
 @click.option("--champion", help="`best`, or the candidate that is to serve in v1.")
@@ -399,6 +196,7 @@ def up(context: click.Context, /, data: Path | None, auto_ports: bool, **flags: 
     import asyncio
 
     from gleaner.lines import Lines
+    from gleaner.report import named_line
     from gleaner.running import hold
     from gleaner.server import check_host
     from gleaner.settings import load_settings
@@ -420,7 +218,7 @@ def up(context: click.Context, /, data: Path | None, auto_ports: bool, **flags: 
         training = [str(data.absolute())] if data else []
         training += [part for key, value in flags.items() if value is not None for part in (f"--{key}", str(value))]
         programs = stack.programs(run, training=training, trained=trained)
-        lines = Lines(run / "logs", _named_line([UP, *stack.names]))
+        lines = Lines(run / "logs", named_line([UP, *stack.names]))
         for said in (*moved, stack.explain_missing()):
             if said:
                 lines.add(UP, said)
@@ -467,26 +265,12 @@ def _render_watch(stack: Stack, folder: Path) -> None:
     write_tree(folder, render(stack.settings, "local", folder))
 
 
-_COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan")
-
-
-def _named_line(names: Sequence[str]) -> Callable[[str, str], None]:
-    """Shows a line behind the name of who printed it, in a colour of its own on a terminal."""
-    width = max(map(len, names))
-    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names[1:])}
-
-    def show(name: str, text: str) -> None:
-        click.secho(f"{name:{width}} | ", fg=colours.get(name), bold=name not in colours or None, nl=False)
-        click.echo(text)
-
-    return show
-
-
 @gleaner.command()
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_obj
 def status(config: Path | None, as_json: bool) -> None:
     """Show what `gleaner up` runs here; exits 1 where it does not, and 3 where not all of it is well."""
+    from gleaner.report import ago, print_table
     from gleaner.running import read_run
     from gleaner.settings import load_settings
 
@@ -503,23 +287,15 @@ def status(config: Path | None, as_json: bool) -> None:
         now = time.time()
         rows = []
         for e in run.entries:
-            age = _ago(now - e.since) if e.pid else ""
+            age = ago(now - e.since) if e.pid else ""
             rows.append((e.name, str(e.pid or ""), e.state, e.health, str(e.restarts), age, e.address))
-        _print_table(head, rows)
+        print_table(head, rows)
         if run.alive:
-            click.echo(f"kept by pid {run.pid} for {_ago(now - run.since)}; logs in {folder / 'logs'}")
+            click.echo(f"kept by pid {run.pid} for {ago(now - run.since)}; logs in {folder / 'logs'}")
         else:
             click.echo(f"their supervisor, pid {run.pid}, was killed; `gleaner down` ends what it has left")
     if not run.alive or any(entry.health != "ok" for entry in run.entries):
         sys.exit(DONE_IN_PART)
-
-
-def _ago(seconds: float) -> str:
-    """A time that has passed, to the nearest of what one would say: `42s`, `17m`, `5h`, `3d`."""
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{seconds // size:.0f}{unit}"
-    return f"{seconds:.0f}s"
 
 
 @gleaner.command()
@@ -549,11 +325,12 @@ def drill(config: Path | None, alert: str | None, data: Path | None, limit: floa
     from gleaner.drills import DRILLS, Failed, play, prepare
     from gleaner.errors import nearest
     from gleaner.lines import Lines
+    from gleaner.report import end_of, print_table
     from gleaner.running import hold
     from gleaner.settings import load_settings
 
     if alert is None:
-        _print_table(("alert", "fault"), [(name, drill.fault) for name, drill in DRILLS.items()])
+        print_table(("alert", "fault"), [(name, drill.fault) for name, drill in DRILLS.items()])
         return
     if alert not in DRILLS:
         raise Refused(f"there is no drill for {alert!r}{nearest(alert, DRILLS)}")
@@ -582,18 +359,12 @@ def drill(config: Path | None, alert: str | None, data: Path | None, limit: floa
             raise click.Abort from e
         except Failed:
             for name in ("up", *stage.programs):
-                click.echo(_end_of(lines.file(name), name), err=True, nl=False)
+                click.echo(end_of(lines.file(name), name), err=True, nl=False)
             raise
         finally:
             lines.close()
     if as_json:
         click.echo(json.dumps(asdict(played), indent=2))
-
-
-def _end_of(log: Path, name: str, most: int = 8) -> str:
-    """The last lines of a log, each behind its name."""
-    text = log.read_text(errors="replace") if log.exists() else ""
-    return "".join(f"{name}: {line}\n" for line in text.splitlines()[-most:])
 
 
 @gleaner.command()
@@ -645,6 +416,7 @@ def score(
     line and reason, in OUT.faults.csv; then the exit code is 3.
     """
     from gleaner import scoring
+    from gleaner.report import Meter, count
     from gleaner.settings import load_settings
     from gleaner.slots import load_version
     from gleaner.store import Store
@@ -677,7 +449,7 @@ def score(
         else:
             writer = scoring.CsvWriter(output, table.header, column, like)
         refused = stack.enter_context(scoring.Faults(faults, table.place, is_named=is_named))
-        meter = stack.enter_context(_Meter(quiet=as_json))
+        meter = stack.enter_context(Meter(quiet=as_json))
         for progress in scoring.score(table, loaded, writer, output, refused):
             meter.show(progress)
     outcome = {
@@ -696,10 +468,10 @@ def score(
         say(json.dumps(outcome, indent=2))
     else:
         by = f"version {loaded.version}, {loaded.manifest.candidate}"
-        say(f"{out}: {_count(progress.rows, 'row')} predicted by {by}, in {outcome['seconds']:.1f} s")
+        say(f"{out}: {count(progress.rows, 'row')} predicted by {by}, in {outcome['seconds']:.1f} s")
         if progress.refused:
             where = f"; {faults} says why" if faults else "; --faults PATH would say why"
-            say(f"{_count(progress.refused, 'row')} refused{where}")
+            say(f"{count(progress.refused, 'row')} refused{where}")
     if progress.refused:
         sys.exit(DONE_IN_PART)
 
@@ -714,6 +486,7 @@ def models() -> None:
 @click.pass_obj
 def list_models(config: Path | None, as_json: bool) -> None:
     """List the versions in the store."""
+    from gleaner.report import cell, print_table
     from gleaner.settings import load_settings
     from gleaner.store import Store
 
@@ -736,7 +509,7 @@ def list_models(config: Path | None, as_json: bool) -> None:
         raise NoModel(f"{store.root} holds no version; run `gleaner train DATA.csv`")
     head = ("version", "aliases", "candidate", "mae", "constant's", "created", "data")
     keys = ("version", "aliases", "candidate", "mae", "constant_mae", "created", "data")
-    _print_table(head, [[_cell(row.get(key, row.get("fault", ""))) for key in keys] for row in rows])
+    print_table(head, [[cell(row.get(key, row.get("fault", ""))) for key in keys] for row in rows])
 
 
 @models.command()
@@ -841,131 +614,6 @@ def doctor(config: Path | None, as_json: bool) -> None:
         sys.exit(1)
 
 
-class _Report:
-    """What a person sees of a training: a progress bar on a terminal, plain lines elsewhere."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self.quiet = quiet
-        self.rows: list[tuple[str, ...]] = []
-        self.suspects: list[str] = []
-        self._bar: Any = None
-
-    def __enter__(self) -> None:
-        if not self.quiet and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task("reading", total=None)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def read(self, table: Table) -> None:
-        self._say(f"{table.path}: {len(table.y):,} rows used, {table.refused:,} refused")
-        for name, header in table.taken.items():
-            self._say(f"  {name} from {header!r}")
-        for fault in table.faults[:10]:
-            self._say(f"  refused: {fault}")
-        if table.refused > 10:
-            self._say("  ... all of them, up to 100, are in the run's refused_rows.txt")
-
-    def show(self, event: Event) -> None:
-        from gleaner.events import Fitted, Loaded, Started, Step, Suspect
-
-        match event:
-            case Loaded(_, constant, steps):
-                self.rows.append(("(the median)", *_scores(constant.named()), "", ""))
-                if self._bar:
-                    self._bar.update(self._task, total=steps)
-            case Started(candidate):
-                if self._bar:
-                    self._bar.update(self._task, description=candidate)
-                else:
-                    self._say(f"training {candidate}")
-            case Step():
-                if self._bar:
-                    self._bar.advance(self._task)
-            case Fitted():
-                scores = _scores(event.scores.named())
-                self.rows.append((event.candidate, *scores, f"{event.training_loss:.3f}", f"{event.seconds:.1f}"))
-            case Suspect(line, reason):
-                self.suspects.append(f"  line {line}: {reason}")
-            case _:
-                pass
-
-    def done(self, outcome: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
-        if self.quiet:
-            click.echo(json.dumps(outcome, indent=2))
-            return
-        head = ("candidate", "mae", "r2", "loss", "accuracy", "training loss", "seconds")
-        _print_table(head, self.rows)
-        if self.suspects:
-            click.echo("rows to look at; they were used:")
-            click.echo("\n".join(self.suspects))
-        for alias, about in outcome.items():
-            click.echo(f"{alias}: version {about['version']}, {about['candidate']}")
-        click.echo(f"done in {seconds:.1f} s")
-
-    def _say(self, text: str) -> None:
-        if not self.quiet:
-            click.echo(text)
-
-
-class _Meter:
-    """How far a scoring is: a progress bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._told = time.monotonic()
-        self._bar: Any = None
-
-    def __enter__(self) -> Self:
-        if not self._quiet and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-            rows = TextColumn("{task.fields[rows]:,} rows, {task.fields[refused]:,} refused")
-            columns = (BarColumn(), TaskProgressColumn(), rows, TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task("", total=1.0, rows=0, refused=0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def show(self, progress: Progress) -> None:
-        if self._bar:
-            self._bar.update(self._task, completed=progress.done, rows=progress.rows, refused=progress.refused)
-        elif not self._quiet and time.monotonic() - self._told > _TELL_SECONDS:
-            self._told = time.monotonic()
-            click.echo(f"{progress.rows:,} rows, {progress.refused:,} refused, {progress.done:.0%} read", err=True)
-
-
-def _scores(scores: Mapping[str, float]) -> tuple[str, ...]:
-    return tuple(f"{scores[name]:.3f}" for name in ("mae", "r2", "loss", "accuracy"))
-
-
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns of equal width; numbers to the right."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    for row in (head, *rows):
-        numeric = [cell[:1].isdigit() or cell[:1] == "-" for cell in row]
-        cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)]
-        click.echo("  ".join(cells).rstrip())
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
 def _flags(**sections: Mapping[str, object]) -> dict[str, dict[str, object]]:
     """The flags that were given, nested as the settings are."""
     given = {name: {k: v for k, v in values.items() if v is not None} for name, values in sections.items()}
@@ -989,17 +637,15 @@ def _has_version(settings: Settings, data: Path | None) -> bool:
 
 def _chosen(store: Store, alias: str, version: int | None) -> int:
     """The version that was named, or the one that an alias points at."""
+    from gleaner.report import cell
+
     if version is None:
         version = store.aliases().get(alias)
         if version is None:
             raise NoModel(f"no version has the alias {alias!r}; run `gleaner train DATA.csv`, or promote one")
     elif version not in store.versions():
-        raise NoModel(f"no version {version} in {store.root}; there is {_cell(store.versions()) or 'none'}")
+        raise NoModel(f"no version {version} in {store.root}; there is {cell(store.versions()) or 'none'}")
     return version
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _is_parquet(path: Path) -> bool:

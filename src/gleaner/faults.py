@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from gleaner.artifact import Artifact
-from gleaner.cli import failing_aloud, run_service, run_trainer, run_training
 from gleaner.errors import Refused
 from gleaner.metrics import allowed_cpus
 from gleaner.ports import is_loopback
 from gleaner.predictor import Predictor
+from gleaner.programs import failing_aloud, run_service, run_trainer, run_training
 from gleaner.schema import Array
 from gleaner.settings import Settings, load_settings, prepare_mlflow
 from gleaner.tables import Table

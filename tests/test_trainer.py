@@ -21,7 +21,7 @@ from gleaner.events import Chosen, Epoch, Failed, Finished, Started, Step, Valid
 from gleaner.metrics import TrainingMetrics
 from gleaner.scores import Scores
 from gleaner.settings import load_settings
-from gleaner.trainer import Trainer, ask, read_last, tell, write_last
+from gleaner.trainer import Trainer, ask, find_resident, read_last, tell, tell_finished, write_last
 
 SCORES = Scores(loss=0.25, accuracy=0.9, r2=0.5, mae=12.5)
 LAST = Finished({"champion": 3, "challenger": 4}, "linear", SCORES, 0.125, 600, 2, 7.5, 1_700_000_000.0)
@@ -241,7 +241,7 @@ def test_a_restart_does_not_begin_the_time_anew(tmp_path, ago, due):
 
 def test_asked_to_it_trains(tmp_path, log):
     with residing(tmp_path, champion=True) as (_, registry):
-        assert f"pid {os.getpid()}" == ask(tmp_path / ".gleaner")
+        assert os.getpid() == ask(tmp_path / ".gleaner")
 
         assert wait_for(lambda: results(registry) == (1, 0))
     assert ["asked"] == [fact["why"] for fact in facts(log, "training started")]
@@ -263,6 +263,54 @@ finished()
         assert wait_for(lambda: results(registry) == (2, 0))
         time.sleep(0.5)
     assert 2 == runs(tmp_path)
+
+
+def test_told_that_a_training_by_hand_is_finished_it_shows_what_that_left(tmp_path, log):
+    with residing(tmp_path, champion=True) as (_, registry):
+        write_last(tmp_path / ".gleaner", LAST)
+        tell_finished(tmp_path / ".gleaner")
+
+        assert wait_for(lambda: shown(registry, "validation_mae") == 12.5)
+        assert LAST.at == shown(registry, "training_last_success_timestamp_seconds")
+    assert (0, 0) == results(registry)  # which counts its own
+    assert 0 == runs(tmp_path)
+    assert 1 == len(facts(log, "training by hand finished"))
+
+
+def test_told_so_while_a_training_runs_it_waits_for_that_ones_end(tmp_path):
+    code = """
+say(Started("decision_tree"))
+while not pathlib.Path("go").exists():
+    time.sleep(0.01)
+sys.exit(1) if runs == 1 else finished()
+"""
+    with residing(tmp_path, code) as (_, registry):
+        assert wait_for(lambda: shown(registry, "training_candidate", candidate="decision_tree") == 1)
+        write_last(tmp_path / ".gleaner", LAST)
+        tell_finished(tmp_path / ".gleaner")
+        time.sleep(0.2)
+        assert shown(registry, "validation_mae") is None
+        (tmp_path / "go").touch()
+        assert wait_for(lambda: shown(registry, "validation_mae") == 12.5)
+        assert (0, 1) == results(registry)
+
+        (tmp_path / "go").unlink()
+        ask(tmp_path / ".gleaner")
+        assert wait_for(lambda: runs(tmp_path) == 2)
+        tell_finished(tmp_path / ".gleaner")
+        (tmp_path / "go").touch()
+        assert wait_for(lambda: results(registry) == (1, 1))
+        assert 3.5 == shown(registry, "validation_mae")  # what came last
+
+
+def test_a_training_by_hand_finds_the_resident_or_none(tmp_path):
+    assert find_resident(tmp_path / ".gleaner") is None
+    tell_finished(tmp_path / ".gleaner")
+
+    with residing(tmp_path, champion=True):
+        assert os.getpid() == find_resident(tmp_path / ".gleaner")
+    assert find_resident(tmp_path / ".gleaner") is None
+    assert 0 == runs(tmp_path)
 
 
 def test_to_ask_where_no_trainer_runs_says_how_to_start_one(tmp_path):

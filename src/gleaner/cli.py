@@ -139,7 +139,7 @@ def _check_usage(context: click.Context) -> None:
 def _tell_resident(settings: Settings) -> None:
     from gleaner.trainer import ask
 
-    click.echo(f"told the trainer, {ask(settings.state)}; a training that is under way is finished first")
+    click.echo(f"told the trainer, pid {ask(settings.state)}; a training that is under way is finished first")
 
 
 def _reside(settings: Settings, context: click.Context) -> None:

@@ -44,20 +44,29 @@ def run_training(
 
     from gleaner.events import Finished
     from gleaner.metrics import Resources, TrainingMetrics
+    from gleaner.ports import is_held_by
     from gleaner.report import TrainingReport
     from gleaner.server import serve_metrics
     from gleaner.tables import read_table
-    from gleaner.trainer import tell, write_last
+    from gleaner.trainer import find_resident, tell, tell_finished, write_last
 
     began = time.monotonic()
-    if events_fd is None:
+    host, port = settings.serving.host, settings.ports.train_metrics
+    resident = find_resident(settings.state) if events_fd is None else None
+    hear: Callable[[Event], object]
+    if events_fd is not None:
+        hear = partial(tell, events_fd)
+    elif resident and port and is_held_by(port, [resident]):
+        hear = _hear_nothing
+        click.echo(
+            f"the trainer, pid {resident}, exposes the metrics on port {port}: of this training, its end", err=True
+        )
+    else:
         registry = CollectorRegistry()
-        hear: Callable[[Event], object] = TrainingMetrics(registry).record
+        hear = TrainingMetrics(registry).record
         ProcessCollector(registry=registry)
         Resources([settings.state], registry)
-        port = serve_metrics(registry, settings.serving.host, settings.ports.train_metrics, "ports.train_metrics")
-    else:
-        hear = partial(tell, events_fd)
+        port = serve_metrics(registry, host, port, "ports.train_metrics")
     report = TrainingReport(quiet=as_json)
     # What trains takes seconds to load; what is wrong with a file is said before.
     table = read_table(source, settings.schema_, max_rows=settings.training.max_rows)
@@ -76,14 +85,20 @@ def run_training(
     )
     write_last(settings.state, finished)
     hear(finished)
+    if resident:
+        tell_finished(settings.state)
     outcome = {
         alias: {"version": version, "candidate": roles[alias].candidate, **roles[alias].scores.named()}
         for alias, version in versions.items()
     }
     report.done(outcome, finished.seconds)
-    if linger:
-        click.echo(f"training metrics stay on http://{settings.serving.host}:{port}/metrics until Ctrl-C", err=True)
+    if linger and hear is not _hear_nothing:
+        click.echo(f"training metrics stay on http://{host}:{port}/metrics until Ctrl-C", err=True)
         threading.Event().wait()
+
+
+def _hear_nothing(event: Event) -> None:
+    """Where another process exposes the metrics."""
 
 
 def _train(

@@ -3,7 +3,7 @@
 A training takes 420 MB, most of it libraries, which no process gives back; the resident loads none of them.
 
 state/trainer/lock        held by the trainer that there is; its process id
-state/trainer/ask         a pipe with a name: who writes into it asks for a training
+state/trainer/ask         a pipe with a name: who writes into it asks for a training, or tells that one is finished
 state/trainer/last.json   what the last finished training has left, whoever ran it
 """
 
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 _TOLD: Mapping[str, type[Event]] = {
     kind.__name__: kind for kind in (Started, Validated, Epoch, Suspect, Finished, Failed)
 }
+_ASK, _FINISHED = b"\n", b"f"  # what is written into the pipe
+_ELSEWHERE = "finished elsewhere"
 _SHOWN_SUSPECTS = 5
 _LONGEST_REASON = 500  # so that a line has less than 4 KB, and goes through a pipe in one piece
 # Only time mends these. Whatever else went wrong will do so again, until somebody mends it and asks.
@@ -96,14 +98,16 @@ class Trainer:
             except queue.Empty:
                 assert self._due
                 return self._due[1]
-            if isinstance(news, str):
+            if news == _ELSEWHERE:
+                self._take_last()
+            elif isinstance(news, str):
                 return news
 
     def _train(self, why: str) -> bool:
         """Run one training to its end; whether to go on after it."""
         log.info("training started", extra={"why": why})
         self._suspects = 0
-        asked = stopping = False
+        asked = stopping = elsewhere = False
         outcome: Event | None = None
         child = self._start()
         while (news := self._news.get()) != "ended":
@@ -111,6 +115,8 @@ class Trainer:
                 case "stop":
                     _kill(child) if stopping else _end(child)
                     stopping = True
+                case str() if news == _ELSEWHERE:
+                    elsewhere = True
                 case str():
                     asked = True
                 case Finished() | Failed():
@@ -127,6 +133,8 @@ class Trainer:
             self._failed(outcome if isinstance(outcome, Failed) else Failed("", _how_it_ended(code)))
         else:
             log.warning("training stopped")
+        if elsewhere and not isinstance(outcome, Finished):
+            self._news.put(_ELSEWHERE)
         if asked:
             self._news.put("asked meanwhile")
         return not stopping
@@ -184,6 +192,16 @@ class Trainer:
         log.info("training finished", extra={**last.versions, **about, "seconds": round(last.seconds, 1)})
         self._plan(last.at)
 
+    def _take_last(self) -> None:
+        """Show what a training by hand has left, of which nothing but its end was told."""
+        last = read_last(self.settings.state)
+        if last is None or last == self.last:
+            return
+        self.last, self._wait = last, self._first_wait
+        self.metrics.restore(last)
+        log.info("training by hand finished", extra={**last.versions, "candidate": last.candidate, "rows": last.rows})
+        self._plan(last.at)
+
     def _failed(self, failed: Failed) -> None:
         self.metrics.failed(self.last)
         if failed.kind in _WORTH_RETRYING:
@@ -221,21 +239,38 @@ def _how_it_ended(code: int) -> str:
     return f"ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
 
 
-def ask(state: Path) -> str:
+def ask(state: Path) -> int:
     """Ask the running trainer for a training; gives its process id. Raises Refused where none runs."""
+    if not _write(_folder(state), _ASK):
+        raise Refused(
+            f"no trainer runs with its state in {state}; "
+            "`gleaner train --resident` starts one, and `gleaner train` trains here and now"
+        )
+    return _holder(_folder(state))
+
+
+def find_resident(state: Path) -> int | None:
+    """The process id of the running trainer; None where none runs."""
     folder = _folder(state)
+    return _holder(folder) if _write(folder, b"") else None
+
+
+def tell_finished(state: Path) -> None:
+    """Tell the running trainer, if there is one, that a training by hand has left its last.json."""
+    _write(_folder(state), _FINISHED)
+
+
+def _write(folder: Path, what: bytes) -> bool:
+    """Write into the pipe of the running trainer; whether there is one."""
     try:
         pipe = os.open(folder / "ask", os.O_WRONLY | os.O_NONBLOCK)
     except OSError as e:
         if e.errno not in {errno.ENOENT, errno.ENXIO}:  # no such pipe; nobody at its other end
             raise
-        raise Refused(
-            f"no trainer runs with its state in {state}; "
-            "`gleaner train --resident` starts one, and `gleaner train` trains here and now"
-        ) from e
+        return False
     with os.fdopen(pipe, "wb") as opened:
-        opened.write(b"\n")
-    return _holder(folder)
+        opened.write(what)
+    return True
 
 
 def write_last(state: Path, last: Finished) -> None:
@@ -289,11 +324,12 @@ def _folder(state: Path) -> Path:
     return state / "trainer"
 
 
-def _holder(folder: Path) -> str:
+def _holder(folder: Path) -> int:
+    """The process id of the trainer that holds the lock; 0 where it has not written it yet."""
     try:
-        return f"pid {int((folder / 'lock').read_text())}"
+        return int((folder / "lock").read_text())
     except (OSError, ValueError):
-        return "pid unknown"
+        return 0
 
 
 @contextmanager
@@ -305,7 +341,7 @@ def _only_one(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             raise Refused(
-                f"a trainer runs already, {_holder(folder)}, with its state in {folder.parent}; "
+                f"a trainer runs already, pid {_holder(folder)}, with its state in {folder.parent}; "
                 "`gleaner train --now` tells it to train"
             ) from e
         lock.truncate(0)
@@ -323,8 +359,11 @@ def _hearing(folder: Path, news: queue.SimpleQueue[str | Event]) -> Iterator[Non
     pipe = os.open(path, os.O_RDWR)  # with a writer of our own there is no end of it
 
     def hear() -> None:
-        while os.read(pipe, 4096) and not ended.is_set():
-            news.put("asked")
+        while (said := os.read(pipe, 4096)) and not ended.is_set():
+            if _FINISHED in said:
+                news.put(_ELSEWHERE)
+            if _ASK in said:
+                news.put("asked")
 
     thread = threading.Thread(target=hear, name="ask", daemon=True)
     thread.start()
@@ -334,6 +373,6 @@ def _hearing(folder: Path, news: queue.SimpleQueue[str | Event]) -> Iterator[Non
         with contextlib.suppress(OSError):
             path.unlink()  # who asks from now on learns that nobody hears
         ended.set()
-        os.write(pipe, b"\n")
+        os.write(pipe, _ASK)
         thread.join()
         os.close(pipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,22 @@ def test_a_training_by_hand_is_what_a_trainer_shows_that_starts_later(trained, p
     with residing(project) as trainer:
         assert last.scores.mae == trainer.metrics()["validation_mae"]
         assert last.training_loss == trainer.metrics()["training_loss"]
+
+
+def test_beside_it_a_training_by_hand_takes_no_port_and_its_end_is_shown(folder, trained):
+    shutil.copytree(trained / ".gleaner" / "store", folder / ".gleaner" / "store")
+    shutil.copy(trained / ".gleaner" / "mlflow.db", folder / ".gleaner")
+    with residing(folder) as trainer:
+        before = trainer.metrics()
+        done = gleaner("train", "--linger", "--metrics-port", trainer.port, folder=folder)
+        assert wait_for(lambda: "training by hand finished" in trainer.log.read_text())
+        after = trainer.metrics()
+
+    assert 0 == done.returncode, done.stderr
+    assert f"the trainer, pid {trainer.process.pid}, exposes the metrics on port {trainer.port}" in done.stderr
+    assert "validation_mae" not in before
+    assert read_last(folder / ".gleaner").scores.mae == after["validation_mae"]
+    assert 0 == after['training_runs_total{result="success"}']
 
 
 def test_told_by_another_terminal_it_trains_and_a_failure_leaves_all_as_it_was(folder):

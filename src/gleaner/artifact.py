@@ -273,6 +273,16 @@ def check_operators(folder: Path) -> None:
         raise BadArtifact(folder, "operator", f"{MODEL} is not an ONNX model") from e
 
 
+def operators(model: bytes) -> frozenset[str]:
+    """The operators of a model; all there could be, where `check_operators` does not take it."""
+    try:
+        graphs = [part for number, part in members(model) if number == _GRAPH]
+        nodes = [part for graph in graphs for kind, part in members(graph) if kind == _NODE]
+        return frozenset(bytes(value).decode() for node in nodes for kind, value in members(node) if kind == _OP_TYPE)
+    except (IndexError, ValueError):
+        return OPERATORS
+
+
 def _check_node(folder: Path, node: memoryview) -> None:
     # Every one that is stated: which of two counts depends on the reader, so none may be outside the list.
     operators, domains = (

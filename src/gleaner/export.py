@@ -294,7 +294,7 @@ def _splines(graph: _Graph, split: Any, linear: Any) -> str:
         coefficients[: each.shape[1], column, : len(mine)] = each.T
     coefficients[0, 0] += np.asarray(linear.intercept_).item()  # the first column carries the intercept
 
-    knot_axis, column_axis = graph.constant("knot_axis", [2]), graph.constant("column_axis", [1])
+    knot_axis = graph.constant("knot_axis", [2])
     apart = graph.add("Unsqueeze", "rows_apart", INPUT, knot_axis)
     reached = graph.add("GreaterOrEqual", "knots_reached", apart, graph.constant("knots", anchors[:, 1:]))
     ones = graph.add("Cast", "knots_as_ones", reached, to=TensorProto.INT64)
@@ -309,4 +309,5 @@ def _splines(graph: _Graph, split: Any, linear: Any) -> str:
         if total:
             term = graph.add("Add", f"horner_{power}", graph.add("Mul", f"product_{power}", total, step), term)
         total = term
-    return graph.add("ReduceSum", "total", total, column_axis, keepdims=1)
+    # Not by ReduceSum, whose order depends on where in memory a row begins, and so on the rows before it.
+    return graph.add("Gemm", "total", total, graph.constant("ones", np.ones((columns, 1))))

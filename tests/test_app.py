@@ -201,7 +201,7 @@ class Slow:
 def with_predictor(app: App, predictor: object) -> None:
     loaded = app.slots.current["v1"]
     assert loaded
-    app.slots.current["v1"] = Loaded(loaded.version, loaded.manifest, loaded.digest, predictor)
+    app.slots.current["v1"] = Loaded(loaded.version, loaded.stamp, loaded.manifest, loaded.digest, predictor)
 
 
 def test_an_error_of_ours_is_a_500_that_shows_nothing_of_the_inside(app):

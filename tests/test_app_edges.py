@@ -354,7 +354,7 @@ def test_a_service_that_is_stopping_is_alive_answers_and_is_not_ready(app):
 def replace_predictor(app: App, predictor: Any) -> None:
     loaded = app.slots.current["v1"]
     assert loaded
-    app.slots.current["v1"] = Loaded(loaded.version, loaded.manifest, loaded.digest, predictor)
+    app.slots.current["v1"] = Loaded(loaded.version, loaded.stamp, loaded.manifest, loaded.digest, predictor)
 
 
 class Broken:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from pathlib import Path
 
 import made
@@ -140,6 +141,51 @@ def test_a_hanging_self_test_is_a_failed_one(store):
 
     assert {"v1": 1.0, "v2": 2.0} == answers(slots)
     assert {"selftest": 1} == slots.failures
+
+
+@pytest.mark.parametrize(("transient", "tries"), [(True, 3), (False, 1)])
+def test_a_self_test_that_did_not_end_is_run_again_and_one_that_failed_is_not(store, transient, tries):
+    tried: list[Path] = []
+
+    def test(folder: Path) -> None:
+        tried.append(folder)
+        if not transient or len(tried) < 3:
+            raise BadArtifact(folder, "selftest", "its self-test took longer than 30 s", transient=transient)
+
+    store.add(4, made.constant(4.0).folder)
+    slots = Slots(store, ALIASES, test=test, retry_seconds=0.05)
+    store.point({"champion": 4})
+    for _ in range(100):
+        slots.refresh()
+        if transient and not slots.faults:
+            break
+        time.sleep(0.01)
+
+    assert tries == len(tried)
+    assert {"v1": 4.0 if transient else None, "v2": 2.0} == answers(slots)
+    assert {"selftest": 1} == slots.failures  # said and counted once
+
+
+def test_a_store_that_is_begun_anew_is_served_anew_although_the_numbers_are_the_same(slots, store, tmp_path):
+    before = slots.current["v2"]
+    store.root.rename(tmp_path / "away")
+    slots.refresh()
+    assert {"v1": 1.0, "v2": 2.0} == answers(slots)
+
+    made.fill(store.root, made.constant(11.0), made.constant(12.0))
+    slots.refresh()
+
+    assert {"v1": 11.0, "v2": 12.0} == answers(slots)
+    assert {"v1": 1, "v2": 2} == {slot: loaded.version for slot, loaded in slots.current.items()}
+    assert before is not slots.current["v2"]
+    assert {} == slots.faults
+
+
+def test_the_same_version_under_two_aliases_is_loaded_once(slots, store):
+    store.point({"champion": 3, "challenger": 3})
+    slots.refresh()
+
+    assert slots.current["v1"] is slots.current["v2"]
 
 
 def test_an_alias_of_a_version_that_is_gone_changes_nothing(slots, store):

@@ -49,11 +49,14 @@ class Unwritable(GleanerError):
 
 
 class BadArtifact(GleanerError):
-    """An artifact that must not be served. `reason` is one of `artifact.REASONS`, fit for a metric's label."""
+    """An artifact that must not be served. `reason` is one of `artifact.REASONS`, fit for a metric's label.
 
-    def __init__(self, folder: Path | str, reason: str, detail: str) -> None:
+    transient: whether a machine with too much to do may be the reason, so that it is worth another try.
+    """
+
+    def __init__(self, folder: Path | str, reason: str, detail: str, *, transient: bool = False) -> None:
         super().__init__(f"{folder}: {detail}")
-        self.folder, self.reason, self.detail = folder, reason, detail
+        self.folder, self.reason, self.detail, self.transient = folder, reason, detail, transient
 
 
 class BadStore(GleanerError):

@@ -130,9 +130,11 @@ def selftest(folder: Path) -> None:
             command, capture_output=True, text=True, errors="replace", timeout=SELFTEST_SECONDS, check=False
         )
     except subprocess.TimeoutExpired as e:
-        raise BadArtifact(folder, "selftest", f"its self-test took longer than {SELFTEST_SECONDS:.0f} s") from e
+        detail = f"its self-test took longer than {SELFTEST_SECONDS:.0f} s"
+        raise BadArtifact(folder, "selftest", detail, transient=True) from e
     if done.returncode < 0:
-        raise BadArtifact(folder, "selftest", f"its self-test was ended by signal {-done.returncode}")
+        detail = f"its self-test was ended by signal {-done.returncode}"
+        raise BadArtifact(folder, "selftest", detail, transient=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["it failed"]
         raise BadArtifact(folder, "selftest", lines[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,16 +13,22 @@ from dataclasses import dataclass
 from gleaner.artifact import Artifact, Manifest
 from gleaner.errors import BadArtifact, BadStore
 from gleaner.predictor import ENGINE, Predictor, selftest
-from gleaner.store import Store
+from gleaner.store import Stamp, Store
 
 log = logging.getLogger(__name__)
+
+_LONGEST_WAIT_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """One version, ready. Compared by identity: a version is loaded once, however many slots it fills."""
+    """One version, ready. Compared by identity: a version is loaded once, however many slots it fills.
+
+    stamp: the store's, of the files that it was loaded from.
+    """
 
     version: int
+    stamp: Stamp | None
     manifest: Manifest
     digest: str
     predictor: Predictor
@@ -35,13 +42,24 @@ def load_version(
     make: Callable[[Artifact], Predictor] = Predictor,
 ) -> Loaded:
     """A version, verified, tested unless that is remembered, and ready. Raises BadArtifact."""
+    stamp = store.stamp(version)
     artifact = store.read(version)
     if not store.has_passed(version, artifact.digest, ENGINE):
         test(artifact.folder)
         # A store on a full disk, or one that may only be read, still serves: the next start tests again.
         with contextlib.suppress(OSError):
             store.remember_passed(version, artifact.digest, ENGINE)
-    return Loaded(version, artifact.manifest, artifact.digest, make(artifact))
+    return Loaded(version, stamp, artifact.manifest, artifact.digest, make(artifact))
+
+
+@dataclass(slots=True)
+class _Refusal:
+    """What a slot was not given. again: when it is worth another try, in the monotonic clock's seconds."""
+
+    version: int | None
+    stamp: Stamp | None
+    again: float = math.inf
+    wait: float = 0.0
 
 
 class Slots:
@@ -49,6 +67,7 @@ class Slots:
 
     aliases: the alias that each slot follows. test: the self-test, replaced in tests of a hanging one.
     make: makes the predictor of an artifact, replaced in drills by one that is at fault.
+    retry_seconds: when a self-test is run again that did not end, or was ended; doubled each time, up to ten minutes.
     """
 
     def __init__(
@@ -58,20 +77,22 @@ class Slots:
         *,
         test: Callable[..., None] = selftest,
         make: Callable[[Artifact], Predictor] = Predictor,
+        retry_seconds: float = 30.0,
     ) -> None:
+        self._retry_seconds = retry_seconds
         self.store, self.aliases, self._test, self._make = store, dict(aliases), test, make
         self.current: dict[str, Loaded | None] = dict.fromkeys(self.aliases)
         self.since: dict[str, float] = {}
         self.faults: dict[str, str] = {}
         self.failures: dict[str, int] = {}
-        self._refused: dict[str, int | None] = {}
+        self._refused: dict[str, _Refusal] = {}
 
     def refresh(self) -> None:
         """Look at the store once, and load what an alias has newly been pointed at."""
         try:
             wanted = self.store.aliases()
         except BadStore as e:
-            self._fail(dict.fromkeys(self.aliases), "store", str(e))
+            self._fail({slot: _Refusal(None, None) for slot in self.aliases}, "store", str(e))
             return
         for slot, alias in self.aliases.items():
             version, loaded = wanted.get(alias), self.current[slot]
@@ -81,10 +102,15 @@ class Slots:
                 if loaded is None:
                     self.faults[slot] = f"no version has the alias {alias!r}"
                 continue
-            if loaded and loaded.version == version:
+            stamp, refusal = self.store.stamp(version), self._refused.get(slot)
+            if loaded and (loaded.version, loaded.stamp) == (version, stamp):
                 self._settle(slot)
-            elif self._refused.get(slot) != version:
-                self._load(slot, version)
+            elif (
+                refusal is None
+                or (refusal.version, refusal.stamp) != (version, stamp)
+                or refusal.again < time.monotonic()
+            ):
+                self._load(slot, version, stamp)
 
     def follow(self, every_seconds: float, stop: threading.Event) -> None:
         """Refresh until told to stop."""
@@ -95,11 +121,18 @@ class Slots:
                 # The thread that follows the store must outlive anything that it may find there.
                 log.exception("store not readable")
 
-    def _load(self, slot: str, version: int) -> None:
+    def _load(self, slot: str, version: int, stamp: Stamp | None) -> None:
         try:
-            loaded = self._already(version) or load_version(self.store, version, test=self._test, make=self._make)
+            loaded = self._already(version, stamp)
+            loaded = loaded or load_version(self.store, version, test=self._test, make=self._make)
         except BadArtifact as e:
-            self._fail({slot: version}, e.reason, str(e))
+            refusal = _Refusal(version, stamp)
+            if e.transient:
+                before = self._refused.get(slot)
+                wait = 2 * before.wait if before and before.version == version else 0.0
+                refusal.wait = min(wait or self._retry_seconds, _LONGEST_WAIT_SECONDS)
+                refusal.again = time.monotonic() + refusal.wait
+            self._fail({slot: refusal}, e.reason, str(e))
             return
         previous = self.current[slot]
         self.current[slot], self.since[slot] = loaded, time.time()
@@ -108,15 +141,16 @@ class Slots:
         facts["engine"] = loaded.predictor.row_engine
         log.info("model loaded", extra={**facts, "previous": previous.version if previous else None})
 
-    def _already(self, version: int) -> Loaded | None:
-        return next((loaded for loaded in self.current.values() if loaded and loaded.version == version), None)
+    def _already(self, version: int, stamp: Stamp | None) -> Loaded | None:
+        there = filter(None, self.current.values())
+        return next((loaded for loaded in there if (loaded.version, loaded.stamp) == (version, stamp)), None)
 
     def _settle(self, slot: str) -> None:
         self._refused.pop(slot, None)
         self.faults.pop(slot, None)
 
-    def _fail(self, refused: Mapping[str, int | None], reason: str, detail: str) -> None:
-        """Count and say a failure once; it is tried again only when the alias moves."""
+    def _fail(self, refused: Mapping[str, _Refusal], reason: str, detail: str) -> None:
+        """Count and say a failure once."""
         news = [slot for slot in refused if self.faults.get(slot) != detail]
         self._refused.update(refused)
         self.faults.update(dict.fromkeys(refused, detail))

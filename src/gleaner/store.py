@@ -18,6 +18,8 @@ from pathlib import Path
 from gleaner.artifact import MANIFEST, Artifact, read_artifact, replace_file, whole_folder
 from gleaner.errors import BadStore
 
+Stamp = tuple[int, int, int]
+
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -41,6 +43,14 @@ class Store:
     def read(self, version: int) -> Artifact:
         """A version's artifact, verified. Raises BadArtifact."""
         return read_artifact(self.folder(version))
+
+    def stamp(self, version: int) -> Stamp | None:
+        """What tells a version from another one under its number, of a store that was begun anew; None: not there."""
+        try:
+            about = (self.folder(version) / MANIFEST).stat()
+        except OSError:
+            return None
+        return about.st_ino, about.st_mtime_ns, about.st_size
 
     def aliases(self) -> dict[str, int]:
         """Which version each alias points at. Raises BadStore if the file is not what this class writes."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import made
 import pytest
+from conftest import wait_for
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from werkzeug.test import Client, EnvironBuilder
@@ -484,6 +485,66 @@ def test_slow_bodies_leave_threads_for_health_and_for_refusals(store):
     assert 200 == health.status_code
     assert (1, 10) == (count(app, "overloaded"), count(app, "invalid"))
     assert 200 == post(app).status_code
+
+
+def test_tables_that_are_sent_slowly_hold_no_more_than_what_has_come_of_them(store):
+    app, go_on = app_of(store), threading.Event()
+    chunked = {"CONTENT_TYPE": "text/csv", "HTTP_TRANSFER_ENCODING": "chunked"}
+    bodies = [Body(100, go_on) for _ in range(20)]
+    table = b"time_spent,doors_in_route,assessed_value\n" + b"30,50,200000\n" * 100_000
+    with threads(*(lambda body=body: send(app, body, **chunked) for body in bodies)):
+        assert all(body.is_asked.wait(10) for body in bodies)
+
+        small = send(app, io.BytesIO(table[:200_054]), **chunked)
+        large = send(app, io.BytesIO(table), CONTENT_TYPE="text/csv", CONTENT_LENGTH=str(len(table)))
+        go_on.set()
+
+    assert [200, 200] == [small.status_code, large.status_code]
+
+
+def test_large_bodies_beyond_what_is_held_at_once_are_turned_away_until_there_is_room(store):
+    app = app_of(store, max_body_bytes=1_000, max_table_bytes=10_000, threads=200)
+    go_on, csv = threading.Event(), {"CONTENT_TYPE": "text/csv"}
+
+    class Waiting(Body):
+        """All of it but its last byte, and then a wait."""
+
+        is_waiting = False
+
+        def read(self, size: int = -1) -> bytes:
+            if self.left > 1:
+                return super().read(min(size, self.left - 1))
+            self.is_waiting = True
+            go_on.wait(10)
+            return super().read(size)
+
+    # What is held of each is what it has beyond 1,000 bytes: four times 8,999 fit into 40,000, and a fifth does not.
+    bodies = [Waiting(10_000) for _ in range(4)]
+    with threads(*(lambda body=body: send(app, body, CONTENT_LENGTH="10000", **csv) for body in bodies)):
+        assert wait_for(lambda: all(body.is_waiting for body in bodies))
+        turned_away = send(app, Body(9_000), CONTENT_LENGTH="9000", **csv)
+        fits = send(app, Body(900), CONTENT_LENGTH="900", **csv)
+        go_on.set()
+
+    assert "too many large bodies are being held at once" == problem_of(turned_away, 503)["detail"]
+    assert 503 != fits.status_code
+
+
+@pytest.mark.parametrize(
+    ("length", "content"),
+    [("9000", Body(9_000)), ("9000", Body(8_000)), ("", Body(11_000)), ("9000", Body(0))],
+    ids=["refused", "ends early", "too long", "never comes"],
+)
+def test_the_room_of_a_large_body_is_given_back_after_every_kind_of_end(store, length, content):
+    app = app_of(store, max_body_bytes=1_000, max_table_bytes=10_000)
+    sent = {"CONTENT_LENGTH": length} if length else {"HTTP_TRANSFER_ENCODING": "chunked"}
+
+    answer = send(app, content, CONTENT_TYPE="text/csv", **sent)
+
+    assert answer.status_code in {400, 413, 422}
+    app._room.take(4 * 10_000)
+    with pytest.raises(Overloaded):
+        app._room.take(1)
 
 
 def test_turns_are_handed_over_in_the_order_of_asking_and_not_to_who_gave_one_back():

@@ -62,8 +62,8 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PIECE, _AT_ONCE = 1 << 16, 1 << 20
 # Large requests have turns of their own, so that a few of them do not keep everybody else waiting.
 _SMALL_BODY = 4_096
-# Tables of many megabytes: how many are taken in and computed at once, so that memory is bounded.
-_LARGE_AT_ONCE, _TABLES_AT_ONCE = 4, 2
+# Tables of many megabytes: how many of the largest are held, and how many computed, at once; so memory is bounded.
+_HELD_AT_ONCE, _TABLES_AT_ONCE = 4, 2
 _HEADER_LENGTH = "HTTP_" + HEADER_LENGTH.upper().replace("-", "_")
 _RETRY_SECONDS: Mapping[type[Exception], str] = {Overloaded: "1", NoModel: "10"}
 
@@ -117,6 +117,24 @@ class Turns:
                 self._waiting.popleft().release()
 
 
+class Room:
+    """A bounded number of bytes, for what large bodies hold. One that is sent slowly holds only what has come of it."""
+
+    def __init__(self, size: int) -> None:
+        self._lock, self._left = threading.Lock(), size
+
+    def take(self, size: int) -> None:
+        """Raises Overloaded if there is no room for so many bytes; after success, call `give`."""
+        with self._lock:
+            if size > self._left:
+                raise Overloaded("too many large bodies are being held at once")
+            self._left -= size
+
+    def give(self, size: int) -> None:
+        with self._lock:
+            self._left += size
+
+
 class App:
     """The outer WSGI callable. `draining` is set when the service is told to stop.
 
@@ -144,10 +162,9 @@ class App:
         self._small = Turns(serving.max_in_flight, serving.queue_seconds, busy)
         self._large = Turns(serving.max_in_flight, serving.queue_seconds, busy)
         # Some threads stay free of slow bodies, so that health, metrics and refusals always find one.
-        sending = "too many bodies are being sent at once"
-        self._reading = Turns(serving.threads - 100, 0, sending)
+        self._reading = Turns(serving.threads - 100, 0, "too many bodies are being sent at once")
         self._tables = Turns(_TABLES_AT_ONCE, serving.queue_seconds, busy)
-        self._uploads = Turns(_LARGE_AT_ONCE, 0, sending)
+        self._room = Room(_HELD_AT_ONCE * serving.max_table_bytes)
         self._prefix, self._ids = secrets.token_hex(5), itertools.count(1)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -160,8 +177,10 @@ class App:
         slot = self._paths.get(path) if method == "POST" else None
         told = Told(path if path in self.traffic.routes else UNMATCHED, slot, own_id)
         self.traffic.began()
+        body, read = b"", 0.0
         try:
             body = self._read_body(environ)
+            read = time.perf_counter()
             if slot is not None and not environ["QUERY_STRING"]:
                 kind, answer = environ.get("CONTENT_TYPE", ""), None
                 if kind in _JSON_TYPES:
@@ -179,18 +198,22 @@ class App:
                             ("X-Prediction-Id", own_id),
                         ],
                     )
-                    self.traffic.answered_prediction(slot, path, rows, time.perf_counter() - began)
+                    now = time.perf_counter()
+                    self.traffic.answered_prediction(slot, path, rows, now - began, now - read)
                     return [content]
             status, headers, content = self._answer(environ, body, id_, told)
             outcome = "success"
         except Exception as e:
             status, headers, content = self._problem(e, id_, path)
             outcome, told.rows = _OUTCOME.get(type(e), "invalid" if status < 500 else "error"), 0
+        finally:
+            if len(body) > self.serving.max_body_bytes:
+                self._room.give(len(body) - self.serving.max_body_bytes)
         headers.append(("X-Request-Id", id_))
-        seconds = time.perf_counter() - began
-        self.traffic.answered(method, told.route, str(status), seconds)
+        now = time.perf_counter()
+        self.traffic.answered(method, told.route, str(status), now - began)
         if told.slot is not None:
-            self.traffic.predicted(told.slot, outcome, told.rows, seconds)
+            self.traffic.predicted(told.slot, outcome, told.rows, now - read)
         start_response(_STATUS_LINE[status], headers)
         return [content]
 
@@ -274,7 +297,10 @@ class App:
         return bound
 
     def _read_body(self, environ: Environ) -> bytes:
-        """The whole body, of bounded length. Raises TooLarge, WrongType, BadBody, Overloaded."""
+        """The whole body, of bounded length; for what it has beyond `max_body_bytes`, room is taken.
+
+        Raises TooLarge, WrongType, BadBody, Overloaded.
+        """
         length, encoding = environ.get("CONTENT_LENGTH", ""), environ.get("HTTP_TRANSFER_ENCODING")
         if not length and encoding is None:
             return b""
@@ -289,13 +315,38 @@ class App:
             expected = int(length[:20])
             if expected > limit:
                 raise TooLarge(f"{expected:,} bytes; one request takes {limit:,}")
-        is_large = (limit if expected is None else expected) > self.serving.max_body_bytes
-        turns = self._uploads if is_large else self._reading
-        turns.take()
+        self._reading.take()
         try:
-            return _read_pieces(environ["wsgi.input"], expected, limit)
+            return self._read_pieces(environ["wsgi.input"], expected, limit)
         finally:
-            turns.give()
+            self._reading.give()
+
+    def _read_pieces(self, stream: Any, expected: int | None, limit: int) -> bytes:
+        if expected is not None and expected <= min(_AT_ONCE, self.serving.max_body_bytes):
+            body: bytes = stream.read(expected)
+            if len(body) == expected:
+                return body
+        else:
+            body = b""
+        pieces, read, held = [body], len(body), 0
+        try:
+            while expected is None or read < expected:
+                piece = stream.read(_PIECE if expected is None else min(_AT_ONCE, expected - read))
+                if not piece:
+                    break
+                pieces.append(piece)
+                read += len(piece)
+                if read > limit:
+                    raise TooLarge(f"more than {limit:,} bytes; one request takes no more")
+                if (more := read - self.serving.max_body_bytes - held) > 0:
+                    self._room.take(more)
+                    held += more
+            if expected is not None and read != expected:
+                raise BadBody(f"the body ended after {read:,} of {expected:,} bytes")
+            return b"".join(pieces)
+        except BaseException:
+            self._room.give(held)
+            raise
 
     def _limit(self, environ: Environ) -> int:
         """The most bytes that a body may have: tables have more of them than JSON."""
@@ -322,27 +373,6 @@ class App:
         errors = error.entries() if isinstance(error, BadRows) else []
         more = protocol_error(path, status, "; ".join(_in_a_line(e) for e in errors[:3]) or detail)
         return status, headers, problem(status, HTTPStatus(status).phrase, detail, id_, errors, **more)
-
-
-def _read_pieces(stream: Any, expected: int | None, limit: int) -> bytes:
-    if expected is not None and expected <= _AT_ONCE:
-        body: bytes = stream.read(expected)
-        if len(body) == expected:
-            return body
-    else:
-        body = b""
-    pieces, read = [body], len(body)
-    while expected is None or read < expected:
-        piece = stream.read(_PIECE if expected is None else min(_AT_ONCE, expected - read))
-        if not piece:
-            break
-        pieces.append(piece)
-        read += len(piece)
-        if read > limit:
-            raise TooLarge(f"more than {limit:,} bytes; one request takes no more")
-    if expected is not None and read != expected:
-        raise BadBody(f"the body ended after {read:,} of {expected:,} bytes")
-    return b"".join(pieces)
 
 
 def _in_a_line(entry: Mapping[str, object]) -> str:

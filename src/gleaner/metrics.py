@@ -62,11 +62,11 @@ class _Durations:
 class _Fast(_Durations):
     """What the hot path has answered since the last scrape, for one slot."""
 
-    __slots__ = ("rows", "slot")
+    __slots__ = ("computed", "rows", "slot")
 
     def __init__(self, slot: str) -> None:
         super().__init__()
-        self.slot, self.rows = slot, 0
+        self.slot, self.rows, self.computed = slot, 0, _Durations()
 
 
 class Traffic(Collector):
@@ -114,10 +114,13 @@ class Traffic(Collector):
         with self._lock:
             self._predicted(slot, status, rows, seconds)
 
-    def answered_prediction(self, slot: str, path: str, rows: int, seconds: float) -> None:
-        """Count a prediction that succeeded and its request: the hot path's two in one."""
+    def answered_prediction(self, slot: str, path: str, rows: int, seconds: float, computed: float) -> None:
+        """Count a prediction that succeeded and its request: the hot path's two in one.
+
+        seconds: since the request's head. computed: since the end of its body.
+        """
         self._begun.pop()
-        bucket = bisect_left(BUCKETS, seconds)
+        bucket, own = bisect_left(BUCKETS, seconds), bisect_left(BUCKETS, computed)
         with self._lock:
             try:
                 fast = self._fast[path]
@@ -125,6 +128,8 @@ class Traffic(Collector):
                 fast = self._fast[path] = _Fast(slot)
             fast.counts[bucket] += 1
             fast.total += seconds
+            fast.computed.counts[own] += 1
+            fast.computed.total += computed
             fast.rows += rows
 
     def _spread(self) -> None:
@@ -135,7 +140,7 @@ class Traffic(Collector):
             self._durations.setdefault(("POST", path), _Durations()).join(fast)
             self._predictions[slot, "success"] += count
             self._rows[slot] += fast.rows
-            self._compute[slot].join(fast)
+            self._compute[slot].join(fast.computed)
         self._fast.clear()
 
     def _count(self, method: str, route: str, status: str, seconds: float) -> None:
@@ -164,7 +169,7 @@ class Traffic(Collector):
         rows = CounterMetricFamily("model_prediction_rows", "Rows predicted.", labels=["model_version"])
         compute = HistogramMetricFamily(
             "model_prediction_duration_seconds",
-            "Time to read, compute and write a successful prediction.",
+            "Time from the end of a request's body to a successful prediction.",
             labels=["model_version"],
         )
         with self._lock:

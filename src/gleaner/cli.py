@@ -122,7 +122,8 @@ def train(
             return
         prepare_mlflow(settings)
         with _extra("train", _TRAINING_MODULES):
-            run_training(settings, source, linger=linger, as_json=as_json, events_fd=events_fd)
+            own_port = metrics_port is not None
+            run_training(settings, source, linger=linger, own_port=own_port, as_json=as_json, events_fd=events_fd)
 
 
 def _check_usage(context: click.Context) -> None:

@@ -35,16 +35,20 @@ def run_training(
     source: Path,
     *,
     linger: bool = False,
+    own_port: bool = False,
     as_json: bool = False,
     events_fd: int | None = None,
     spoil: Callable[[Table], Table] | None = None,
 ) -> None:
-    """One training, from the file to the aliases. spoil: changes the table before it is trained on; None for never."""
+    """One training, from the file to the aliases.
+
+    own_port: expose its metrics although the resident of the same state exposes those of the last training.
+    spoil: changes the table before it is trained on; None for never.
+    """
     from prometheus_client import CollectorRegistry, ProcessCollector
 
     from gleaner.events import Finished
     from gleaner.metrics import Resources, TrainingMetrics
-    from gleaner.ports import is_held_by
     from gleaner.report import TrainingReport
     from gleaner.server import serve_metrics
     from gleaner.tables import read_table
@@ -56,11 +60,9 @@ def run_training(
     hear: Callable[[Event], object]
     if events_fd is not None:
         hear = partial(tell, events_fd)
-    elif resident and port and is_held_by(port, [resident]):
+    elif resident and not own_port:
         hear = _hear_nothing
-        click.echo(
-            f"the trainer, pid {resident}, exposes the metrics on port {port}: of this training, its end", err=True
-        )
+        click.echo(f"the trainer, pid {resident}, has the metrics, and will show what this training leaves", err=True)
     else:
         registry = CollectorRegistry()
         hear = TrainingMetrics(registry).record

@@ -97,12 +97,12 @@ def test_beside_it_a_training_by_hand_takes_no_port_and_its_end_is_shown(folder,
     shutil.copy(trained / ".gleaner" / "mlflow.db", folder / ".gleaner")
     with residing(folder) as trainer:
         before = trainer.metrics()
-        done = gleaner("train", "--linger", "--metrics-port", trainer.port, folder=folder)
+        done = gleaner("train", "--linger", folder=folder)
         assert wait_for(lambda: "training by hand finished" in trainer.log.read_text())
         after = trainer.metrics()
 
     assert 0 == done.returncode, done.stderr
-    assert f"the trainer, pid {trainer.process.pid}, exposes the metrics on port {trainer.port}" in done.stderr
+    assert f"the trainer, pid {trainer.process.pid}, has the metrics" in done.stderr
     assert "validation_mae" not in before
     assert read_last(folder / ".gleaner").scores.mae == after["validation_mae"]
     assert 0 == after['training_runs_total{result="success"}']

@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_POST(self) -> None:  # http.server's name
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         self.server.asked.append((self.path, self.headers["Content-Type"], body))
         if self.server.hold:
             self.server.hold.wait(20)
@@ -52,6 +52,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(self.server.body)))
         self.end_headers()
         self.wfile.write(self.server.body)
+
+    do_GET = do_POST  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         pass
@@ -413,12 +415,11 @@ class Unsteady:
                 while line := stream.readline().strip():
                     name, _, value = line.decode().partition(": ")
                     headers[name.lower()] = value
-                body = stream.read(int(headers["content-length"]))
+                body = stream.read(int(headers.get("content-length", 0)))
                 self.asked.append((headers["x-request-id"], body))
                 self.times.append(time.monotonic())
                 turn = self.turns.pop(0) if len(self.turns) > 1 else self.turns[0]
-                rows = json.loads(body)
-                answer = json.dumps({"prediction": [float(row["a"]) for row in rows]}).encode()
+                answer = json.dumps(predicted(body) if body else OPENAPI).encode()
                 if turn == "reset":
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     return
@@ -435,6 +436,11 @@ class Unsteady:
 
 
 OK = (200, [])
+OPENAPI = {"components": {"schemas": {"Row_v1": {"required": ["a"]}}}}
+
+
+def predicted(body: bytes) -> object:
+    return {"prediction": [float(row["a"]) for row in json.loads(body)]}
 
 
 @pytest.mark.parametrize("fault", ["reset", "cut", (503, []), (429, []), (502, []), (504, [])])
@@ -449,6 +455,33 @@ def test_what_was_not_answered_is_sent_again_under_the_same_id(fault):
     assert 2 == len(set(server.ids))
     assert re.fullmatch("[A-Za-z0-9._-]{1,64}", server.ids[0])
     assert 1 == len({body for _, body in server.asked[:3]})
+
+
+@pytest.mark.parametrize("fault", ["reset", "cut", (503, [])])
+def test_so_is_the_question_for_the_columns(fault):
+    with Unsteady(fault, fault, OK) as server, Client(server.url) as client:
+        assert ("a",) == client.columns()
+
+        assert [7.0] == client.predict(np.array([[7]])).tolist()
+
+    assert 3 == server.ids.count(server.ids[0])
+
+
+def test_an_answer_that_cannot_be_decoded_is_rejected():
+    with (
+        Unsteady((200, ["Content-Encoding: gzip"])) as server,
+        Client(server.url) as client,
+        pytest.raises(Rejected, match="answered what cannot be decoded"),
+    ):
+        client.predict({"a": 1})
+
+    assert 1 == len(server.asked)
+
+
+@pytest.mark.parametrize("value", [object(), "half a \ud83d", 1 + 2j])
+def test_a_value_for_which_json_has_no_word_is_refused_by_its_row(client, value):
+    with pytest.raises(BadValue, match=r"row 1, column 'time_spent': cannot be written as JSON"):
+        client.predict([ROUTE, ROUTE | {"time_spent": value}])
 
 
 def test_each_part_of_a_table_has_an_id_that_it_keeps():

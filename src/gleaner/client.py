@@ -160,14 +160,11 @@ class Client:
         Raises Unreachable if it does not answer, Rejected if it has no version there.
         """
         if slot not in self._columns:
-            url = f"{self.url}/openapi.json"
+            response = self._send("GET", "/openapi.json", secrets.token_hex(8))
             try:
-                document = self._http.get(url).json()
-                names = document["components"]["schemas"][f"Row_{slot}"]["required"]
-            except httpx.TransportError as e:
-                raise Unreachable(f"no answer from {url}: {e}; is `gleaner serve` running?") from e
+                names = response.json()["components"]["schemas"][f"Row_{slot}"]["required"]
             except (ValueError, LookupError, TypeError) as e:
-                raise Rejected(200, f"{url} does not name the columns of {slot!r}; say columns=[...]") from e
+                raise Rejected(200, f"{response.url} does not name the columns of {slot!r}; say columns=[...]") from e
             self._columns[slot] = tuple(map(str, names))
         return self._columns[slot]
 
@@ -183,24 +180,35 @@ class Client:
             yield start, rows[start:]
 
     def _ask(self, slot: str, detail: bool, start: int, rows: list[bytes]) -> _Answer:
-        """The answer to one request, tried until there is one or the time is up."""
-        url, body = f"{self.url}/{slot}/predict{'?detail=true' * detail}", b"[" + b",".join(rows) + b"]"
-        id_ = secrets.token_hex(8)
-        headers = {"Content-Type": "application/json", "X-Request-Id": id_}
+        """The answer to one request."""
+        path, id_ = f"/{slot}/predict{'?detail=true' * detail}", secrets.token_hex(8)
+        response = self._send("POST", path, id_, b"[" + b",".join(rows) + b"]", start)
+        return _read_answer(response, len(rows), detail, id_)
+
+    def _send(self, method: str, path: str, id_: str, body: bytes = b"", start: int = 0) -> httpx.Response:
+        """The response of status 200 to a request, which is sent until there is one or the time is up.
+
+        start: the number of its first row, of all that were asked for.
+        """
+        url, headers = f"{self.url}{path}", {"X-Request-Id": id_}
+        if body:
+            headers["Content-Type"] = "application/json"
         end, tries = time.monotonic() + self.retry_seconds, 0
         while True:
             tries += 1
             wait = random.uniform(0, min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**tries))
             failure: GleanerError
             try:
-                response = self._http.post(url, content=body, headers=headers)
-            except httpx.TransportError as e:
+                response = self._http.request(method, url, content=body, headers=headers)
+            except httpx.DecodingError as e:
+                raise Rejected(200, f"{url} answered what cannot be decoded: {e}", request_id=id_) from e
+            except httpx.HTTPError as e:
                 reason = str(e) or type(e).__name__
                 failure = Unreachable(f"no answer from {url} (tries: {tries}): {reason}; is `gleaner serve` running?")
                 failure.__cause__ = e
             else:
                 if response.status_code == 200:
-                    return _read_answer(response, len(rows), detail, id_)
+                    return response
                 failure = _rejection(response, start, id_)
                 if response.status_code not in _AGAIN:
                     raise failure
@@ -224,7 +232,20 @@ def _encoded(rows: Row | Sequence[Row] | NDArray[Any], columns: Sequence[str] | 
         for key, value in plain.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise BadValue("row", i, str(key), f"wanted a finite number, got {value}")
-        yield msgspec.json.encode(plain)
+        try:
+            yield msgspec.json.encode(plain)
+        except (TypeError, ValueError, OverflowError) as e:  # half a character, too
+            raise BadValue("row", i, _unwritable(plain), f"cannot be written as JSON: {e}") from e
+
+
+def _unwritable(row: Row) -> str:
+    """The first column of a row whose value, or name, JSON has no word for."""
+    for key, value in row.items():
+        try:
+            msgspec.json.encode({key: value})
+        except (TypeError, ValueError, OverflowError):
+            return str(key)
+    return ""
 
 
 def _named(X: NDArray[Any], columns: Sequence[str]) -> Iterator[dict[str, float]]:

@@ -6,8 +6,12 @@ import json
 import shutil
 import socket
 
+import mlflow
+import numpy as np
 import pytest
 from conftest import ROOT, SETTINGS, gleaner, write_made_table
+
+from gleaner.store import Store
 
 
 def test_every_command_explains_itself():
@@ -77,12 +81,55 @@ def test_refused_rows_are_counted_and_shown(tmp_path):
     assert "refused: line 602, column 'time_spent': wanted a number from 0 to 1,440, got 'soon'" in done.stdout
 
 
-def test_make_ups_training_is_done_once(trained):
-    done = gleaner("train", "--if-empty", "other.csv", folder=trained)
+def test_make_ups_training_is_done_once(project):
+    same = gleaner("train", "--if-empty", "made.csv", folder=project)
+    with (project / "made.csv").open("a") as file:
+        file.write("30,50,200000,23\n")
+    changed = gleaner("train", "--if-empty", folder=project)
+    missing = gleaner("train", "--if-empty", "nowhere.csv", folder=project)
+
+    assert (0, 0, 1) == (same.returncode, changed.returncode, missing.returncode)
+    assert "not training: version 1, trained on made.csv" in same.stdout
+    assert "NOT" not in same.stdout
+    assert "it was NOT trained on made.csv as it is now; for that: gleaner train made.csv" in changed.stdout
+    assert "nowhere.csv: no such file" in missing.stderr
+
+
+@pytest.mark.parametrize("command", [("train",), ("up",), ("serve", "--port", "0", "--metrics-port", "0")])
+def test_a_folder_keeps_one_model_and_another_one_is_refused_at_once(project, command):
+    text = (project / "gleaner.toml").read_text()
+    (project / "gleaner.toml").write_text(text.replace('name = "made"', 'name = "other"'))
+
+    done = gleaner(*command, folder=project)
+
+    assert 1 == done.returncode
+    assert "champion is a version of 'made', but model.name is 'other'" in done.stderr
+    assert "set paths.state" in done.stderr
+
+
+def test_a_training_without_a_challenger_leaves_none_in_the_registry_either(tmp_path):
+    (tmp_path / "gleaner.toml").write_text(SETTINGS)
+    write_made_table(tmp_path / "made.csv")
+    first = gleaner("train", "--metrics-port", 0, folder=tmp_path)
+    alone = gleaner("train", "--metrics-port", 0, "--challenger", "none", folder=tmp_path)
+
+    assert (0, 0) == (first.returncode, alone.returncode), first.stderr + alone.stderr
+    assert {"champion": 3} == Store(tmp_path / ".gleaner" / "store").aliases()
+    uri = f"sqlite:///{tmp_path / '.gleaner' / 'mlflow.db'}"
+    assert {"champion": 3} == dict(mlflow.MlflowClient(uri, uri).get_registered_model("made").aliases)
+
+
+def test_a_champion_that_is_no_better_than_the_median_is_not_praised(tmp_path):
+    (tmp_path / "gleaner.toml").write_text(SETTINGS)
+    random = np.random.default_rng(0)
+    rows = zip(*(random.integers(1, 100, 60) for _ in range(4)), strict=True)
+    text = "".join(f"{a},{b},{c},{d}\n" for a, b, c, d in rows)
+    (tmp_path / "made.csv").write_text(f"time_spent,doors_in_route,assessed_value,bags\n{text}")
+
+    done = gleaner("train", "--metrics-port", 0, folder=tmp_path)
 
     assert 0 == done.returncode
-    assert "not training: version 1, trained on made.csv" in done.stdout
-    assert "NOT trained on other.csv" in done.stdout
+    assert "no better than always saying the median" in done.stderr
 
 
 def test_models_are_listed_with_their_aliases(trained):
@@ -99,6 +146,8 @@ def test_promoting_what_is_not_there_changes_nothing(trained):
     done = gleaner("models", "promote", 99, folder=trained)
 
     assert 1 == done.returncode
+    assert "no version 99 in" in done.stderr
+    assert "there is 1, 2" in done.stderr
     assert before == (trained / ".gleaner" / "store" / "aliases.json").read_bytes()
 
 

@@ -194,7 +194,9 @@ def test_a_failure_is_logged_with_its_reason_counted_and_leaves_the_last_values(
         assert LAST.at == shown(registry, "training_last_success_timestamp_seconds")
         time.sleep(0.5)
 
-    assert [(reason, "when asked")] == [(fact["reason"], fact["again"]) for fact in facts(log, "training failed")]
+    assert [(reason, "when asked, by `gleaner train --now`")] == [
+        (fact["reason"], fact["again"]) for fact in facts(log, "training failed")
+    ]
     assert 1 == runs(tmp_path)  # it would go wrong again
 
 

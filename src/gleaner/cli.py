@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -118,7 +119,7 @@ def train(
         source = data or settings.data
         if source is None:
             raise BadTraining("no data: name a CSV file, or set training.data in gleaner.toml")
-        if if_empty and _has_version(settings, data):
+        if if_empty and _has_version(settings, data, {}):
             return
         prepare_mlflow(settings)
         with _extra("train", _TRAINING_MODULES):
@@ -202,6 +203,7 @@ def up(context: click.Context, /, data: Path | None, auto_ports: bool, **flags: 
     from gleaner.server import check_host
     from gleaner.settings import load_settings
     from gleaner.stack import Stack
+    from gleaner.store import Store
     from gleaner.supervisor import UP, Supervisor
 
     # As the trainer will read them, so that what is wrong with them is said now.
@@ -212,7 +214,8 @@ def up(context: click.Context, /, data: Path | None, auto_ports: bool, **flags: 
     with hold(run) as lock:
         stack = Stack(settings)
         moved = stack.place(move=auto_ports)
-        trained = _has_version(settings, data)
+        Store(settings.store).check_model(settings.model.name)
+        trained = _has_version(settings, data, {k: v for k, v in flags.items() if v is not None and k != "every"})
         if not trained:
             _check_trainable(stack, data)
         _render_watch(stack, run / "monitoring")
@@ -267,7 +270,7 @@ def _render_watch(stack: Stack, folder: Path) -> None:
 
 
 @gleaner.command()
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @click.pass_obj
 def status(config: Path | None, as_json: bool) -> None:
     """Show what `gleaner up` runs here; exits 1 where it does not, and 3 where not all of it is well."""
@@ -370,14 +373,15 @@ def drill(config: Path | None, alert: str | None, data: Path | None, limit: floa
 
 @gleaner.command()
 @click.option("--data", required=True, help="One object, or a list of them, as JSON; `-` reads standard input.")
-@click.option("--host", default="localhost", show_default=True)
-@click.option("--port", type=int, help="The API's port; else the settings'.")
-@click.option("--slot", default="v1", show_default=True)
+@click.option("--host", default="localhost", show_default=True, help="Where the service runs.")
+@click.option("--port", type=int, help="The API's port; else the running one's, or the settings'.")
+@click.option("--slot", default="v1", show_default=True, help="Which slot is asked.")
 @click.pass_obj
 def check(config: Path | None, data: str, host: str, port: int | None, slot: str) -> None:
     """Ask a running service for a prediction, and show what went over the wire."""
     from gleaner.client import check
     from gleaner.logs import start_logging
+    from gleaner.running import read_run
     from gleaner.settings import load_settings
 
     try:
@@ -385,7 +389,12 @@ def check(config: Path | None, data: str, host: str, port: int | None, slot: str
     except ValueError as e:
         raise click.BadParameter(f"not JSON: {e}", param_hint="--data") from e
     start_logging()
-    check(value, host=host, port=port or load_settings(config).ports.ml_app, slot=slot)
+    if port is None:
+        settings = load_settings(config)
+        run = read_run(settings.state.absolute() / "run")
+        here = {name: number for entry in (run.entries if run else ()) for name, number in entry.ports.items()}
+        port = here.get("ports.ml_app", settings.ports.ml_app)
+    check(value, host=host, port=port, slot=slot)
 
 
 @gleaner.command()
@@ -483,7 +492,7 @@ def models() -> None:
 
 
 @models.command("list")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @click.pass_obj
 def list_models(config: Path | None, as_json: bool) -> None:
     """List the versions in the store."""
@@ -515,17 +524,17 @@ def list_models(config: Path | None, as_json: bool) -> None:
 
 @models.command()
 @click.argument("version", type=int)
-@click.option("--alias", default="champion", show_default=True)
+@click.option("--alias", default="champion", show_default=True, help="The alias to be moved.")
 @click.pass_obj
 def promote(config: Path | None, version: int, alias: str) -> None:
-    """Point an alias at VERSION, in the registry and in the store; a running service follows within 10 s."""
+    """Point an alias at VERSION, in the registry and in the store; a running service follows within seconds."""
     from gleaner.settings import load_settings, prepare_mlflow
     from gleaner.store import Store
 
     settings = load_settings(config)
     store = Store(settings.store)
     before = store.aliases().get(alias)
-    store.read(version)
+    store.read(_chosen(store, alias, version))
     recorded = True
     if settings.tracking.is_server:
         # By one request, for which nothing of MLflow need be installed where a service runs.
@@ -553,7 +562,7 @@ def config_group() -> None:
 
 
 @config_group.command()
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @click.pass_obj
 def show(config: Path | None, as_json: bool) -> None:
     """Show every setting as it holds now: flags, environment, file and defaults together."""
@@ -593,7 +602,7 @@ def render_config(config: Path | None, where: Literal["compose", "local"], out: 
 
 
 @gleaner.command()
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @click.pass_obj
 def doctor(config: Path | None, as_json: bool) -> None:
     """Look for what is wrong on this machine, and say how to mend it."""
@@ -621,19 +630,29 @@ def _flags(**sections: Mapping[str, object]) -> dict[str, dict[str, object]]:
     return {name: values for name, values in given.items() if values}
 
 
-def _has_version(settings: Settings, data: Path | None) -> bool:
-    """Whether the store is filled; says so, and what with."""
+def _has_version(settings: Settings, data: Path | None, flags: Mapping[str, object]) -> bool:
+    """Whether the store is filled; says so, what with, and what of the data and the flags is not in it."""
     from gleaner.store import Store
 
-    store = Store(settings.store)
+    if data and not data.exists():
+        raise BadTraining(f"{data}: no such file")
+    store, source = Store(settings.store), data or settings.data
     version = store.aliases().get("champion")
     if version is None:
         return False
     about = store.read(version).manifest.data
     click.echo(f"not training: version {version}, trained on {about.name}, is there; `gleaner train` trains a new one")
-    if data is not None and data.name != about.name:
-        click.echo(f"  it was NOT trained on {data}; for that: gleaner train {data}")
+    if source and source.is_file() and _sha256(source) != about.sha256:
+        click.echo(f"  it was NOT trained on {source} as it is now; for that: gleaner train {source}")
+    if flags:
+        given = " ".join(f"--{name} {value}" for name, value in flags.items())
+        click.echo(f"  {given} is for a training: gleaner train {source or 'DATA.csv'} {given}")
     return True
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _chosen(store: Store, alias: str, version: int | None) -> int:

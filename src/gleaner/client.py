@@ -288,7 +288,7 @@ def _rejection(response: httpx.Response, start: int, id_: str) -> Rejected:
         if row.isdecimal():
             column = column.replace("~1", "/").replace("~0", "~")
             faults.append(BadValue("row", start + int(row), column, detail))
-    more = f"; and {len(faults) - 1} more faults" if len(faults) > 1 else ""
+    more = f"; and {len(faults) - 1} more fault{'s' * (len(faults) > 2)}" if len(faults) > 1 else ""
     reason = f"{faults[0]}{more}" if faults else _reason(answer)
     return Rejected(response.status_code, f"{response.status_code}: {reason}", faults, id_)
 
@@ -327,7 +327,7 @@ def check(
         answer = response.json()
     except ValueError as e:
         raise Rejected(response.status_code, f"{url} answered something that is not JSON; is it Gleaner's?") from e
-    log.info("Response:\n%s", json.dumps(answer, indent=2))
+    log.info("Response:\n%s", json.dumps(answer, indent=2, ensure_ascii=False))
     if response.status_code != 200 or not isinstance(answer, dict):
         raise Rejected(response.status_code, _reason(answer))
     return answer

@@ -51,10 +51,12 @@ def run_training(
     from gleaner.metrics import Resources, TrainingMetrics
     from gleaner.report import TrainingReport
     from gleaner.server import serve_metrics
+    from gleaner.store import Store
     from gleaner.tables import read_table
     from gleaner.trainer import find_resident, tell, tell_finished, write_last
 
     began = time.monotonic()
+    Store(settings.store).check_model(settings.model.name)
     host, port = settings.serving.host, settings.ports.train_metrics
     resident = find_resident(settings.state) if events_fd is None else None
     hear: Callable[[Event], object]
@@ -137,8 +139,9 @@ def _train(
             added = store.add(version, artifacts[alias][1].folder)
             selftest(added.folder)
             store.remember_passed(version, added.digest, ENGINE)
-        recorder.point(versions)
-        store.point({"champion": None, "challenger": None, **versions})
+        aliases = {"champion": None, "challenger": None, **versions}
+        recorder.point(aliases)
+        store.point(aliases)
     return versions, roles
 
 
@@ -216,6 +219,7 @@ def run_service(settings: Settings, make: Callable[[Artifact], Predictor] | None
     PlatformCollector(registry=registry)
     Resources([settings.state], registry)
     store, aliases = Store(settings.store), settings.serving.slots
+    store.check_model(settings.model.name)
     slots = Slots(store, aliases, make=make) if make else Slots(store, aliases)
     followed = None
     if settings.tracking.is_server:
@@ -243,7 +247,9 @@ def run_service(settings: Settings, make: Callable[[Artifact], Predictor] | None
             what = f"version {loaded.version}, {loaded.manifest.candidate}" if loaded else slots.faults[slot]
             click.echo(f"  POST /{slot}/predict  {alias}: {what}")
         if not app.is_ready():
-            click.echo("  nothing to answer with yet: run `gleaner train DATA.csv`; it is picked up by itself")
+            click.echo(
+                "  nothing to answer with yet: the first version (`gleaner train DATA.csv`) is picked up by itself"
+            )
         sys.stdout.flush()
         if followed:  # a thread of its own, from now on: no start ever waits for the server
             threading.Thread(target=followed.follow, args=(stop,), name="registry", daemon=True).start()

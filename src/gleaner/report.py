@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -58,6 +59,7 @@ class TrainingReport(_Bar):
         super().__init__(*columns, quiet=quiet, total=None)
         self._quiet = quiet
         self._rows: list[tuple[str, ...]] = []
+        self._constant_mae = math.inf
         self._suspects: list[str] = []
 
     def read(self, table: Table) -> None:
@@ -67,11 +69,12 @@ class TrainingReport(_Bar):
         for fault in table.faults[:10]:
             self._say(f"  refused: {fault}")
         if table.refused > 10:
-            self._say("  ... all of them, up to 100, are in the run's refused_rows.txt")
+            self._say("  ... up to 100 of them are in refused_rows.txt of this training's run in MLflow")
 
     def show(self, event: Event) -> None:
         match event:
             case Loaded(_, constant, steps):
+                self._constant_mae = constant.mae
                 self._rows.append(("(the median)", *_scores(constant.named()), "", ""))
                 self.update(total=steps)
             case Started(candidate):
@@ -98,6 +101,8 @@ class TrainingReport(_Bar):
             click.echo("\n".join(self._suspects))
         for alias, about in outcome.items():
             click.echo(f"{alias}: version {about['version']}, {about['candidate']}")
+        if outcome["champion"]["mae"] >= self._constant_mae:
+            click.echo("the champion is no better than always saying the median: do not rely on it", err=True)
         click.echo(f"done in {seconds:.1f} s")
 
     def _say(self, text: str) -> None:

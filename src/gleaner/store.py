@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from gleaner.artifact import MANIFEST, Artifact, read_artifact, replace_file, whole_folder
-from gleaner.errors import BadStore
+from gleaner.artifact import MANIFEST, Artifact, read_artifact, read_manifest, replace_file, whole_folder
+from gleaner.errors import BadArtifact, BadStore
 
 Stamp = tuple[int, int, int]
 
@@ -64,6 +64,19 @@ class Store:
         if not isinstance(aliases, dict) or not all(type(version) is int for version in aliases.values()):
             raise BadStore(f'{path}: wanted {{"alias": version}}')
         return aliases
+
+    def check_model(self, name: str) -> None:
+        """Raises BadStore if an alias points at a version of another model than the one of that name."""
+        for alias, version in self.aliases().items():
+            try:
+                manifest, _ = read_manifest(self.folder(version))
+            except BadArtifact:
+                continue  # whoever loads it says so
+            if manifest.model != name:
+                raise BadStore(
+                    f"{self.root}: {alias} is a version of {manifest.model!r}, but model.name is {name!r}; one folder "
+                    "keeps one model, so set paths.state to another folder, or move this one away"
+                )
 
     def add(self, version: int, source: Path) -> Artifact:
         """A copy of the artifact in `source` as a version: whole, verified, or not there at all.

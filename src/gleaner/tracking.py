@@ -116,11 +116,16 @@ class Recorder:
                 versions[alias] = self._register(fitted, artifact)
         return versions
 
-    def point(self, aliases: Mapping[str, int]) -> None:
-        """Point the registry's aliases at versions."""
+    def point(self, aliases: Mapping[str, int | None]) -> None:
+        """Point the registry's aliases at versions; None takes an alias away."""
+        name = self.settings.model.name
         with _reachable(self.settings):
+            there = self.client.get_registered_model(name).aliases
             for alias, version in aliases.items():
-                self.client.set_registered_model_alias(self.settings.model.name, alias, str(version))
+                if version is not None:
+                    self.client.set_registered_model_alias(name, alias, str(version))
+                elif alias in there:
+                    self.client.delete_registered_model_alias(name, alias)
 
     def _register(self, fitted: Fitted, artifact: Artifact) -> int:
         name, schema = self.settings.model.name, artifact.manifest.schema

@@ -209,7 +209,11 @@ class Trainer:
             self._wait = min(2 * self._wait, _LONGEST_WAIT_SECONDS)
         else:
             self._plan(time.time())
-        again = f"in {max(0.0, self._due[0] - time.monotonic()):.0f} s" if self._due else "when asked"
+        again = (
+            f"in {max(0.0, self._due[0] - time.monotonic()):.0f} s"
+            if self._due
+            else "when asked, by `gleaner train --now`"
+        )
         log.error("training failed", extra={"reason": failed.reason, "again": again})
 
     def _plan(self, since: float) -> None:

@@ -137,6 +137,14 @@ def test_with_a_version_it_trains_none_and_all_is_there(stack):
         assert {str(port) for port in entry["ports"].values()} <= set(stack.environment.values())
 
 
+def test_what_checks_it_finds_it_wherever_it_listens(stack):
+    done = gleaner("check", "--data", json.dumps(ROUTE), "--host", "127.0.0.1", folder=stack.folder)
+
+    assert 0 == done.returncode, done.stderr
+    assert f":{stack.status()['ml-app']['ports']['ports.ml_app']}/v1/predict" in done.stderr
+    assert str(NUMBER) in done.stderr
+
+
 def test_the_number_is_served_to_every_digit(stack):
     url = stack.status()["ml-app"]["address"]
 

@@ -218,7 +218,7 @@ def test_a_body_of_more_than_the_limit_is_413_and_not_read(store):
     problem_of(send(app, Body(1_000), CONTENT_LENGTH="1000"), 400)
 
 
-@pytest.mark.parametrize("length", ["1000001", "1000000000", "9" * 20, "9" * 5_000])
+@pytest.mark.parametrize("length", ["1000001", "1000000000", "9" * 20, "9" * 5_000, "0" * 20 + "1000001"])
 def test_any_greater_length_is_413(app, length):
     problem_of(send(app, Body(0), CONTENT_LENGTH=length), 413)
 
@@ -250,6 +250,13 @@ def test_no_byte_beyond_the_declared_length_is_read(app, length):
 @pytest.mark.parametrize("said", [{"CONTENT_LENGTH": str(len(ROUTE))}, {"HTTP_TRANSFER_ENCODING": "Chunked"}])
 def test_a_body_may_come_in_small_pieces(app, said):
     assert [made.NUMBER] == json.loads(send(app, Dripping(ROUTE), **said).data)["prediction"]
+
+
+@pytest.mark.parametrize("zeros", [1, 20, 5_000])
+def test_a_length_may_have_zeros_in_front(app, zeros):
+    length = "0" * zeros + str(len(ROUTE))
+
+    assert [made.NUMBER] == json.loads(send(app, io.BytesIO(ROUTE), CONTENT_LENGTH=length).data)["prediction"]
 
 
 @pytest.mark.parametrize("length", ["-1", "1.5", "0x10", "abc", "\u0663", "+5", " 5", "1_0"])

@@ -16,6 +16,7 @@ from gleaner import __version__
 from gleaner.errors import BadBody, BadRows, TooLarge
 from gleaner.rows import Column, Rows, judge_columns, judge_lists, judge_objects
 from gleaner.schema import Array, Feature, Schema, show
+from gleaner.wire import read_length
 
 OUTPUT = "prediction"
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -51,9 +52,9 @@ def split_body(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     """(JSON, the tensors' bytes behind it). Raises BadBody for a length that is none, or beyond the body."""
     if header_length is None:
         return body, b""
-    if not (header_length.isascii() and header_length.isdigit()) or int(header_length[:20]) > len(body):
+    length = read_length(header_length)
+    if length is None or length > len(body):
         raise BadBody(f"{HEADER_LENGTH} is the length of the JSON in front: wanted at most {len(body)}")
-    length = int(header_length)
     return body[:length], body[length:]
 
 

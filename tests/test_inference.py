@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import struct
 from typing import Any
 
 import made
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from werkzeug.test import Client
@@ -47,6 +49,112 @@ def ask(app: App, inputs: object, data: bytes = b"", length: str | None = None, 
 def faults(answer: Any) -> list[tuple[str, str]]:
     assert 422 == answer.status_code, answer.text
     return [(entry["pointer"], entry["detail"]) for entry in answer.json["errors"]]
+
+
+# Values and datatypes
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64"])
+@pytest.mark.parametrize("number", ["1" + "0" * 399, "-1" + "0" * 399, "1e999"])
+def test_a_number_beyond_all_floats_is_refused_with_its_row(app, datatype, number):
+    body = json.dumps({"inputs": tensors(time_spent=tensor("time_spent", [0], datatype))}).replace("[0]", f"[{number}]")
+
+    [(pointer, detail)] = faults(Client(app).post(INFER, data=body))
+
+    assert "/0/time_spent" == pointer
+    assert detail.startswith("wanted a number from 0 to 1,440, got ")
+
+
+@pytest.mark.parametrize(
+    ("datatype", "value", "expected"),
+    [
+        ("FP32", 1440.00001, None),  # which FP32 holds as 1440
+        ("FP64", 1440.00001, ("/0/time_spent", "got 1440.00001")),
+        ("FP64", -5, ("/0/time_spent", "got -5")),
+        ("FP16", 70_000, ("/0/time_spent", "got a number too large for any column")),
+        ("FP64", True, ("/0/time_spent", "got true")),
+        ("FP32", "30", ("/0/time_spent", "got '30'")),
+        ("INT8", None, ("/0/time_spent", "got null")),
+        ("UINT8", {}, ("/0/time_spent", "got an object")),
+        ("INT8", 128, ("/inputs/0/data/0", "wanted a value of INT8, got 128")),
+        ("UINT64", -1, ("/inputs/0/data/0", "wanted a value of UINT64, got -1")),
+        ("INT64", 30.0, ("/inputs/0/data/0", "wanted a value of INT64, got 30.0")),
+        ("BOOL", True, ("/time_spent", "got a column of BOOL")),
+        ("BOOL", 30, ("/time_spent", "got a column of BOOL")),
+        ("BYTES", "30", ("/time_spent", "got a column of text")),
+        ("BYTES", 30, ("/time_spent", "got a column of text")),
+    ],
+)
+def test_a_value_is_what_its_datatype_holds(app, datatype, value, expected):
+    answer = ask(app, tensors(time_spent=tensor("time_spent", [value], datatype)))
+
+    if expected is None:
+        assert 200 == answer.status_code
+    else:
+        [(pointer, detail)] = faults(answer)
+        assert (expected[0], True) == (pointer, detail.endswith(expected[1])), detail
+
+
+@pytest.mark.parametrize("datatype", ["BOOL", "BYTES"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_one_tensor_of_a_datatype_that_no_feature_takes_is_refused_in_json_as_in_bytes(app, datatype, binary):
+    kind = {"BOOL": "BOOL", "BYTES": "text"}[datatype]
+    data = b"\1\1\1" if datatype == "BOOL" else b"".join(struct.pack("<I", 2) + b"30" for _ in made.ROUTE)
+    about = {"name": "rows", "shape": [1, 3], "datatype": datatype}
+    more = {"parameters": {"binary_data_size": len(data)}} if binary else {"data": [30, 50, 200_000]}
+
+    found = faults(ask(app, [{**about, **more}], data if binary else b""))
+
+    assert [f"/{name}" for name in made.ROUTE] == [pointer for pointer, _ in found]
+    assert all(detail.endswith(f"got a column of {kind}") for _, detail in found)
+
+
+@pytest.mark.parametrize("is_nested", [True, False])
+def test_one_tensor_is_read_row_by_row_and_each_fault_has_its_row(app, is_nested):
+    rows = [[30, 50, 200_000], [30, -1, None], ["30", 50, 2e9]]
+    data = rows if is_nested else [value for row in rows for value in row]
+
+    found = faults(ask(app, [{"name": "rows", "shape": [3, 3], "datatype": "FP64", "data": data}]))
+
+    assert [
+        ("/1/doors_in_route", "wanted a number from 0 to 10,000, got -1"),
+        ("/1/assessed_value", "wanted a number from 0 to 1,000,000,000, got null"),
+        ("/2/time_spent", "wanted a number from 0 to 1,440, got '30'"),
+        ("/2/assessed_value", "wanted a number from 0 to 1,000,000,000, got 2000000000.0"),
+    ] == found
+
+
+@pytest.mark.parametrize(
+    ("shape", "data", "pointer"),
+    [
+        ([2, 3], [[1, 2], [3, 4, 5, 6]], "/inputs/0/data/0"),
+        ([2, 3], [[1, 2, 3], 4, 5, 6], "/inputs/0/data/1"),
+        ([2, 3], [[1, 2, 3], [4, 5, 6], []], "/inputs/0/data/2"),
+        ([2, 3], [[1, 2, 3]], "/inputs/0/data"),
+        ([2, 3], [1, 2, 3, 4, 5], "/inputs/0/data"),
+        ([2, 3], None, "/inputs/0/data"),
+        ([2, 2], [1, 2, 3, 4], "/inputs/0/shape"),
+    ],
+)
+def test_values_that_are_not_of_the_shape_are_pointed_at(app, shape, data, pointer):
+    found = faults(ask(app, [{"name": "rows", "shape": shape, "datatype": "FP64", "data": data}]))
+
+    assert [pointer] == [at for at, _ in found]
+
+
+def test_a_tensor_in_bytes_may_stand_beside_one_in_json(app):
+    piece = np.array([30, 30], "<f4").tobytes()
+    first = {"name": "time_spent", "shape": [2], "datatype": "FP32", "parameters": {"binary_data_size": len(piece)}}
+
+    answer = ask(app, tensors(2, time_spent=first), piece)
+
+    assert [made.NUMBER] * 2 == answer.json["outputs"][0]["data"]
+
+
+def test_a_name_that_stands_twice_is_pointed_at(app):
+    found = faults(ask(app, [*tensors(), tensor("time_spent", [30])]))
+
+    assert [("/inputs/3/name", "'time_spent' stands twice")] == found
 
 
 # The length in front

@@ -64,12 +64,14 @@ class Column:
 
     values: numbers; or, with `words`, positions in them; None for a type that no feature takes, named by `kind`.
     valid: (n,) where a value is there; None for all of them.
+    sent: what stood in the body, where `values` do not tell it as the sender spelled it.
     """
 
     values: Any
     valid: NDArray[np.bool_] | None = None
     words: tuple[object, ...] | None = None
     kind: str = ""
+    sent: Sequence[object] | None = None
 
 
 def judge_objects(schema: Schema, values: Sequence[object]) -> Rows:
@@ -164,6 +166,8 @@ def _accept_column(feature: Feature, column: Column) -> tuple[Array, NDArray[np.
 
 def _value(column: Column, i: int) -> object:
     """One value as JSON would have it."""
+    if column.sent is not None:
+        return column.sent[i]
     if column.valid is not None and not column.valid[i]:
         return None
     return column.words[column.values[i]] if column.words is not None else column.values[i].item()

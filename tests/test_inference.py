@@ -157,6 +157,52 @@ def test_a_name_that_stands_twice_is_pointed_at(app):
     assert [("/inputs/3/name", "'time_spent' stands twice")] == found
 
 
+# Limits
+
+
+def as_bytes(count: int) -> tuple[list[dict[str, Any]], bytes]:
+    """The tensors of `count` rows, and the bytes behind the JSON."""
+    pieces = {name: np.full(count, value).tobytes() for name, value in made.ROUTE.items()}
+    abouts = [
+        {"name": name, "shape": [count], "datatype": "FP64", "parameters": {"binary_data_size": len(piece)}}
+        for name, piece in pieces.items()
+    ]
+    return abouts, b"".join(pieces.values())
+
+
+@pytest.mark.parametrize("length", [None, "true"])
+def test_the_limits_of_json_hold_with_and_without_its_length_in_front(app, length):
+    def post(head: bytes) -> Any:
+        return Client(app).post(INFER, data=head, headers={HEADER_LENGTH: str(len(head))} if length else {})
+
+    most, more = (json.dumps({"inputs": tensors(count)}).encode() for count in (10_000, 10_001))
+    wide = most + b" " * (1_000_001 - len(most))
+
+    assert [made.NUMBER] * 10_000 == post(most).json["outputs"][0]["data"]
+    assert (413, "10,001 rows; one request takes 10,000, so send several") == status_and_detail(post(more))
+    assert (413, True) == (post(wide).status_code, "bytes" in post(wide).json["detail"])
+    assert 200 == post(wide[:-1]).status_code
+
+
+def status_and_detail(answer: Any) -> tuple[int, str]:
+    return answer.status_code, answer.json["detail"]
+
+
+def test_tensors_in_bytes_have_the_limits_of_tables(app):
+    assert [made.NUMBER] * 50_000 == ask(app, *as_bytes(50_000)).json["outputs"][0]["data"]
+    answer = ask(app, *as_bytes(1_000_001))
+    assert (413, "1,000,001 rows; one request takes 1,000,000, so send several") == status_and_detail(answer)
+
+
+def test_one_tensor_in_json_beside_others_in_bytes_has_the_limit_of_json(app):
+    (_, *abouts), data = as_bytes(10_001)
+    data = data[8 * 10_001 :]
+
+    answer = ask(app, [tensor("time_spent", [30] * 10_001), *abouts], data)
+
+    assert (413, "10,001 rows; one request takes 10,000, so send several") == status_and_detail(answer)
+
+
 # The length in front
 
 

@@ -41,28 +41,40 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """One input: its shape, and all of its values, in row-major order, as one column."""
+    """One input: its shape, and all of its values, in row-major order, as one column.
+
+    is_listed: whether they stand in the JSON.
+    """
 
     name: str
     shape: tuple[int, ...]
     column: Column
+    is_listed: bool
 
 
-def split_body(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
-    """(JSON, the tensors' bytes behind it). Raises BadBody for a length that is none, or beyond the body."""
+def split_body(body: bytes, header_length: str | None, *, max_bytes: int) -> tuple[bytes, bytes]:
+    """(JSON, the tensors' bytes behind it).
+
+    Raises BadBody for a length that is none, or beyond the body; TooLarge for JSON of more than `max_bytes`.
+    """
     if header_length is None:
         return body, b""
     length = read_length(header_length)
     if length is None or length > len(body):
         raise BadBody(f"{HEADER_LENGTH} is the length of the JSON in front: wanted at most {len(body)}")
+    if length > max_bytes:
+        raise TooLarge(f"{length:,} bytes of JSON; one request takes {max_bytes:,}, so send the tensors as bytes")
     return body[:length], body[length:]
 
 
-def read_inference(schema: Schema, value: object, data: bytes, *, max_rows: int) -> tuple[Rows, Asked]:
+def read_inference(
+    schema: Schema, value: object, data: bytes, *, max_rows: int, max_table_rows: int
+) -> tuple[Rows, Asked]:
     """The rows in a request: a tensor of shape [n] or [n, 1] per feature, or one of [n, k] for all of them.
 
     value: the JSON's. data: the bytes behind it, from which tensors with `binary_data_size` are cut in their order.
-    Raises BadRows for a request or a tensor that is not as it should be, TooLarge for more rows than `max_rows`.
+    Raises BadRows for a request or a tensor that is not as it should be, TooLarge for more rows than `max_table_rows`,
+    or than `max_rows` where a tensor has its values in the JSON.
     """
     if not isinstance(value, dict) or not isinstance(value.get("inputs"), list):
         raise _fault("/inputs", "wanted a list of tensors")
@@ -73,8 +85,8 @@ def read_inference(schema: Schema, value: object, data: bytes, *, max_rows: int)
     if at != len(data):
         raise BadBody(f"{len(data)} bytes of tensors, of which binary_data_size names {at}")
     asked = _read_asked(value)
-    rows = _rows_of(schema, tensors, max_rows)
-    return rows, asked
+    is_listed = any(tensor.is_listed for tensor in tensors)
+    return _rows_of(schema, tensors, max_rows if is_listed else max_table_rows), asked
 
 
 def _read_tensor(about: object, pointer: str, data: bytes, at: int) -> tuple[_Tensor, int]:
@@ -93,7 +105,7 @@ def _read_tensor(about: object, pointer: str, data: bytes, at: int) -> tuple[_Te
         raise _fault(f"{pointer}/parameters", "wanted none but binary_data_size; shared memory is not offered")
     if "binary_data_size" not in parameters:
         values = _flattened(about.get("data"), shape, f"{pointer}/data")
-        return _Tensor(name, tuple(shape), _listed(values, datatype, f"{pointer}/data")), at
+        return _Tensor(name, tuple(shape), _listed(values, datatype, f"{pointer}/data"), is_listed=True), at
     size, count = parameters["binary_data_size"], math.prod(shape)
     if type(size) is not int or not 0 <= size <= len(data) - at:
         raise _fault(f"{pointer}/parameters/binary_data_size", f"wanted at most the {len(data) - at} bytes left")
@@ -104,7 +116,7 @@ def _read_tensor(about: object, pointer: str, data: bytes, at: int) -> tuple[_Te
         raise _fault(f"{pointer}/parameters/binary_data_size", f"{size} bytes are not {count} values of {datatype}")
     else:
         column = Column(None, kind="BOOL") if datatype == "BOOL" else Column(np.frombuffer(piece, DATATYPES[datatype]))
-    return _Tensor(name, tuple(shape), column), at + size
+    return _Tensor(name, tuple(shape), column, is_listed=False), at + size
 
 
 def _flattened(data: object, shape: Sequence[int], pointer: str) -> list[object]:

@@ -217,13 +217,13 @@ def _add_inference(flask: Flask, service: Service) -> None:
         told.slot, bound = find(name, version)
         length = request.headers.get(inference.HEADER_LENGTH)
         serving, asked = service.serving, inference.Asked()
-        max_rows = serving.max_rows if length is None else serving.max_table_rows
+        limits = {"max_rows": serving.max_rows, "max_table_rows": serving.max_table_rows}
 
         def read() -> Rows:
             nonlocal asked
-            head, data = inference.split_body(body, length)
+            head, data = inference.split_body(body, length, max_bytes=serving.max_body_bytes)
             value = read_json(head, max_depth=serving.max_depth)
-            rows, asked = inference.read_inference(bound.reader.schema, value, data, max_rows=max_rows)
+            rows, asked = inference.read_inference(bound.reader.schema, value, data, **limits)
             return rows
 
         _, predictions = service.compute(bound, body, read, partial=False)

@@ -136,6 +136,13 @@ def test_another_media_type_is_415(app, type_):
     )
 
 
+def test_another_media_type_is_415_and_counted_at_mlflows_door_too(app):
+    document = problem_of(post(app, path="/invocations", content_type="image/png"), 415)
+
+    assert "wanted Content-Type: application/json or text/csv, got 'image/png'" == document["detail"]
+    assert 1 == count(app, "invalid")
+
+
 @pytest.mark.parametrize("path", ["/v1/predict/", "//v1/predict", "/v1//predict", "/v1/predict%00", "/../etc", "/%ff"])
 def test_a_path_near_a_route_is_404(app, path):
     problem_of(post(app, path=path), 404)

@@ -157,6 +157,29 @@ def test_a_name_that_stands_twice_is_pointed_at(app):
     assert [("/inputs/3/name", "'time_spent' stands twice")] == found
 
 
+# Media types
+
+
+@pytest.mark.parametrize(
+    "type_", [None, "application/json", "Application/JSON; charset=utf-8", "application/octet-stream"]
+)
+def test_json_and_bytes_are_read_under_their_types_and_under_none(app, type_):
+    headers = {"Content-Type": type_} if type_ else {}
+
+    assert [made.NUMBER] == ask(app, tensors(), **headers).json["outputs"][0]["data"]
+    assert [made.NUMBER] == ask(app, *as_bytes(1), **headers).json["outputs"][0]["data"]
+
+
+@pytest.mark.parametrize("type_", ["image/png", "text/csv", "application/x-www-form-urlencoded", "multipart/form-data"])
+def test_another_media_type_is_415_and_counted(app, type_):
+    counted = {"model_version": "v1", "status": "invalid"}
+    before = app.registry.get_sample_value("model_prediction_requests_total", counted) or 0
+    wanted = f"wanted Content-Type: application/json or application/octet-stream, got {type_!r}"
+
+    assert (415, wanted) == status_and_detail(ask(app, tensors(), **{"Content-Type": type_}))
+    assert before + 1 == app.registry.get_sample_value("model_prediction_requests_total", counted)
+
+
 # Limits
 
 

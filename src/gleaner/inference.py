@@ -17,10 +17,12 @@ from gleaner import __version__
 from gleaner.errors import BadBody, BadRows, TooLarge
 from gleaner.rows import Column, Rows, judge_columns
 from gleaner.schema import Array, Feature, Schema, show
-from gleaner.wire import read_length
+from gleaner.wire import JSON, read_length
 
 OUTPUT = "prediction"
 HEADER_LENGTH = "Inference-Header-Content-Length"
+BYTES = "application/octet-stream"
+TYPES = (JSON, BYTES)
 DATATYPES: Mapping[str, str] = {
     "BOOL": "?",
     **{f"UINT{8 * size}": f"<u{size}" for size in (1, 2, 4, 8)},

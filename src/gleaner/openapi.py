@@ -11,7 +11,7 @@ from typing import Any
 from gleaner import __version__
 from gleaner.arrow import ARROW
 from gleaner.doors import CSV
-from gleaner.inference import DATATYPES, HEADER_LENGTH, OUTPUT
+from gleaner.inference import BYTES, DATATYPES, HEADER_LENGTH, OUTPUT
 from gleaner.rows import escape
 from gleaner.schema import Feature, Schema
 from gleaner.settings import Serving
@@ -257,7 +257,7 @@ def _infer(name: str, schema: Schema | None, parameters: list[Json]) -> Json:
     }
     answers = {
         JSON: {"schema": {"$ref": "#/components/schemas/InferenceResponse"}},
-        "application/octet-stream": {"schema": _BYTES},
+        BYTES: {"schema": _BYTES},
     }
     return {
         "tags": ["Open Inference Protocol"],
@@ -271,7 +271,7 @@ def _infer(name: str, schema: Schema | None, parameters: list[Json]) -> Json:
                     "schema": {"$ref": "#/components/schemas/InferenceRequest"},
                     "examples": {"one row": {"value": example}},
                 },
-                "application/octet-stream": {"schema": _BYTES},
+                BYTES: {"schema": _BYTES},
             },
         },
         "responses": {"200": _answer("The predictions.", answers), **_problems(400, 404, 413, 415, 422, 503)},

@@ -145,9 +145,9 @@ def _add_invocations(flask: Flask, service: Service) -> None:
     @flask.post("/invocations")
     def invoke() -> Response:
         kind, body, told = request.mimetype, request.get_data(), _told()
+        told.slot = _first(service)
         if kind not in {JSON, CSV}:
             raise WrongType(f"wanted Content-Type: {JSON} or {CSV}, got {kind or 'none'!r}")
-        told.slot = _first(service)
         bound, serving = service.bind(told.slot), service.serving
 
         def read() -> Rows:
@@ -215,6 +215,9 @@ def _add_inference(flask: Flask, service: Service) -> None:
     def infer(name: str, version: str | None = None) -> Response:
         told, body = _told(), request.get_data()
         told.slot, bound = find(name, version)
+        # Triton's client names no type, with tensors in bytes and without.
+        if request.mimetype not in {"", *inference.TYPES}:
+            raise WrongType(f"wanted Content-Type: {' or '.join(inference.TYPES)}, got {request.mimetype!r}")
         length = request.headers.get(inference.HEADER_LENGTH)
         serving, asked = service.serving, inference.Asked()
         limits = {"max_rows": serving.max_rows, "max_table_rows": serving.max_table_rows}
@@ -232,7 +235,7 @@ def _add_inference(flask: Flask, service: Service) -> None:
         head = write_json(value)
         if not data:
             return _predicted(head, JSON, bound)
-        response = _predicted(head + data, "application/octet-stream", bound)
+        response = _predicted(head + data, inference.BYTES, bound)
         response.headers[inference.HEADER_LENGTH] = str(len(head))
         return response
 

@@ -92,15 +92,15 @@ def judge_objects(schema: Schema, values: Sequence[object]) -> Rows:
     return Rows(schema.matrix(accepted), len(values), faults)
 
 
-def judge_lists(schema: Schema, values: Sequence[object]) -> Rows:
-    """The rows in a list of lists, whose members stand in the order of the features."""
-    width = len(schema.features)
-    wanted = f"a list of {width} values: {', '.join(map(repr, schema.names))}"
+def judge_lists(schema: Schema, values: Sequence[object], names: Sequence[str] = ()) -> Rows:
+    """The rows in a list of lists, whose members stand in the order of `names`; without them, of the features."""
+    names = names or schema.names
+    wanted = f"a list of {len(names)} values: {', '.join(map(repr, names))}"
     objects: list[object] = []
     short: dict[int, BadValue] = {}
     for i, value in enumerate(values):
-        if isinstance(value, list) and len(value) == width:
-            objects.append(dict(zip(schema.names, value, strict=True)))
+        if isinstance(value, list) and len(value) == len(names):
+            objects.append(dict(zip(names, value, strict=True)))
         else:
             got = f"one of {len(value)}" if isinstance(value, list) else show(value)
             short[i] = BadValue("row", i, "", f"wanted {wanted}, got {got}")

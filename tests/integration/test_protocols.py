@@ -220,7 +220,7 @@ def test_mlflow_finds_its_own_words_for_what_is_wrong(service):
         ({"instances": [ROUTE], "params": {"temperature": 1}}, "/params"),
         ({"dataframe_records": {}}, "/dataframe_records"),
         ({"dataframe_records": [[1, 2, 3]]}, "/dataframe_records"),
-        ({"dataframe_split": {"columns": list(ROUTE), "data": [[1, 2]]}}, "/dataframe_split/data/0"),
+        ({"dataframe_split": {"columns": list(ROUTE), "data": [[1, 2]]}}, "/0"),
         ({"dataframe_split": {"columns": ["time_spent"] * 3, "data": []}}, "/dataframe_split/columns"),
         ({"dataframe_split": {"columns": 3, "data": []}}, "/dataframe_split/columns"),
         ({"dataframe_split": {"data": [], "dtype": 1}}, "/dataframe_split/dtype"),

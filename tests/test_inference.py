@@ -157,6 +157,21 @@ def test_a_name_that_stands_twice_is_pointed_at(app):
     assert [("/inputs/3/name", "'time_spent' stands twice")] == found
 
 
+@pytest.mark.parametrize("is_binary", [True, False])
+@pytest.mark.parametrize("count", [0, 2])
+def test_an_answer_comes_as_it_is_asked_for_of_no_row_too(app, is_binary, count):
+    body = {"inputs": tensors(count), "parameters": {"binary_data_output": is_binary}}
+
+    answer = Client(app).post(INFER, json=body)
+
+    head = answer.data[: int(answer.headers[HEADER_LENGTH])] if is_binary else answer.data
+    [output] = json.loads(head)["outputs"]
+    told = {"parameters": {"binary_data_size": 8 * count}} if is_binary else {"data": [made.NUMBER] * count}
+    assert {"name": "prediction", "datatype": "FP64", "shape": [count], **told} == output
+    if is_binary:
+        assert [made.NUMBER] * count == np.frombuffer(answer.data[len(head) :], "<f8").tolist()
+
+
 # Media types
 
 

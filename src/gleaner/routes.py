@@ -236,7 +236,7 @@ def _add_inference(flask: Flask, service: Service) -> None:
         told.rows = len(predictions)
         value, data = inference.answer(asked, name, bound.loaded.version, predictions)
         head = write_json(value)
-        if not data:
+        if not asked.is_binary:
             return _predicted(head, JSON, bound)
         response = _predicted(head + data, inference.BYTES, bound)
         response.headers[inference.HEADER_LENGTH] = str(len(head))

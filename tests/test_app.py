@@ -106,6 +106,15 @@ def test_what_is_wrong_is_a_problem_and_never_a_5xx(app, status, asked):
     assert 0 == count(app, "http_requests_in_progress")
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("path", ["//v1/predict", "///v1/predict?detail=true", "//livez", "//v2/models/x/infer", "//"])
+def test_a_route_with_slashes_in_front_is_none(app, method, path):
+    answer = Answer(app, method, path, json.dumps(ROUTE).encode())
+
+    assert 404 == answer.status
+    assert 1 == count(app, "http_requests_total", method=method, route="unmatched", status="404")
+
+
 def test_a_method_that_a_route_does_not_have_is_405_with_those_it_has(app):
     answer = Answer(app, "GET", "/v1/predict")
 

@@ -137,6 +137,13 @@ def test_another_media_type_is_415(app, type_):
     )
 
 
+def test_another_media_type_is_415_and_counted_at_mlflows_door_too(app):
+    document = problem_of(post(app, path="/invocations", content_type="image/png"), 415)
+
+    assert "wanted Content-Type: application/json or text/csv, got 'image/png'" == document["detail"]
+    assert 1 == count(app, "invalid")
+
+
 @pytest.mark.parametrize("path", ["/v1/predict/", "//v1/predict", "/v1//predict", "/v1/predict%00", "/../etc", "/%ff"])
 def test_a_path_near_a_route_is_404(app, path):
     problem_of(post(app, path=path), 404)
@@ -219,7 +226,7 @@ def test_a_body_of_more_than_the_limit_is_413_and_not_read(store):
     problem_of(send(app, Body(1_000), CONTENT_LENGTH="1000"), 400)
 
 
-@pytest.mark.parametrize("length", ["1000001", "1000000000", "9" * 20, "9" * 5_000])
+@pytest.mark.parametrize("length", ["1000001", "1000000000", "9" * 20, "9" * 5_000, "0" * 20 + "1000001"])
 def test_any_greater_length_is_413(app, length):
     problem_of(send(app, Body(0), CONTENT_LENGTH=length), 413)
 
@@ -251,6 +258,13 @@ def test_no_byte_beyond_the_declared_length_is_read(app, length):
 @pytest.mark.parametrize("said", [{"CONTENT_LENGTH": str(len(ROUTE))}, {"HTTP_TRANSFER_ENCODING": "Chunked"}])
 def test_a_body_may_come_in_small_pieces(app, said):
     assert [made.NUMBER] == json.loads(send(app, Dripping(ROUTE), **said).data)["prediction"]
+
+
+@pytest.mark.parametrize("zeros", [1, 20, 5_000])
+def test_a_length_may_have_zeros_in_front(app, zeros):
+    length = "0" * zeros + str(len(ROUTE))
+
+    assert [made.NUMBER] == json.loads(send(app, io.BytesIO(ROUTE), CONTENT_LENGTH=length).data)["prediction"]
 
 
 @pytest.mark.parametrize("length", ["-1", "1.5", "0x10", "abc", "\u0663", "+5", " 5", "1_0"])

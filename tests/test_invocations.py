@@ -85,6 +85,24 @@ def test_what_mlflow_would_send_is_accepted(value):
     assert [[2.5, 1.0], [4.0, 3.0]] == accepted.X.tolist()
 
 
+@pytest.mark.parametrize("columns", [["n", "x"], None])
+def test_a_row_of_another_length_hides_no_fault_of_the_others(columns):
+    row = [1, 2.5] if columns else [2.5, 1]
+    split = {"data": [[9, -9] if columns else [-9, 9], row, [1], 7, row]} | ({"columns": columns} if columns else {})
+
+    rows = read_invocation(SCHEMA, {"dataframe_split": split}, max_rows=5)
+
+    with pytest.raises(BadRows) as caught:
+        rows.check()
+    wanted = "wanted a list of 2 values: " + ("'n', 'x'" if columns else "'x', 'n'")
+    assert [
+        {"pointer": "/0/x", "detail": "wanted a number from -5 to 1e+22, got -9"},
+        {"pointer": "/2", "detail": f"{wanted}, got one of 1"},
+        {"pointer": "/3", "detail": f"{wanted}, got 7"},
+    ] == caught.value.entries()
+    assert [[2.5, 1.0], [2.5, 1.0]] == rows.X.tolist()
+
+
 def test_the_most_rows_are_accepted_and_one_more_is_left_to_the_judge():
     assert accept_invocation(SCHEMA, b'{"inputs":[[1,1],[1,1],[1,1],[1,1],[1,1]]}', max_rows=5)
     assert accept_invocation(SCHEMA, b'{"inputs":[[1,1],[1,1],[1,1],[1,1],[1,1],[1,1]]}', max_rows=5) is None

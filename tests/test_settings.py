@@ -429,6 +429,18 @@ def test_the_target_is_no_feature(tmp_path):
         ('[[features]]\nname = "a"\nvalues = ["x"]', "'a': a category has `values`, and nothing else has"),
         ('[[features]]\nname = "a"\ntype = "category"\nvalues = ["x", "x"]', "'a': a value stands twice in `values`"),
         (
+            '[[features]]\nname = "a"\ntype = "category"\nvalues = ["x", " y"]',
+            "'a': ' y' has blanks around it; wanted 'y'",
+        ),
+        (
+            '[[features]]\nname = "a"\ntype = "category"\nvalues = ["x\u00a0"]',
+            "'a': 'x\\xa0' has blanks around it; wanted 'x'",
+        ),
+        (
+            '[[features]]\nname = "a"\nmap = { "half an hour " = 30 }',
+            "'a': 'half an hour ' has blanks around it; wanted 'half an hour'",
+        ),
+        (
             '[[features]]\nname = "a"\ntype = "category"\nvalues = ["x"]\nmin = 0',
             "'a': a category has no `min`, `max`, `monotone` or `map`",
         ),

@@ -33,7 +33,7 @@ from gleaner.rows import Rows
 from gleaner.schema import Array, Schema
 from gleaner.settings import Serving
 from gleaner.slots import Slots
-from gleaner.wire import JSON, PROBLEM, RowReader, problem, write_predictions
+from gleaner.wire import JSON, PROBLEM, RowReader, problem, read_length, write_predictions
 
 if TYPE_CHECKING:
     from gleaner.registry import Follower
@@ -310,9 +310,9 @@ class App:
             raise BadBody("wanted either Content-Length or Transfer-Encoding: chunked")
         limit, expected = self._limit(environ), None
         if encoding is None:
-            if not (length.isascii() and length.isdigit()):
+            expected = read_length(length)
+            if expected is None:
                 raise BadBody("Content-Length is not a number")
-            expected = int(length[:20])
             if expected > limit:
                 raise TooLarge(f"{expected:,} bytes; one request takes {limit:,}")
         self._reading.take()

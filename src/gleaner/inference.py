@@ -5,20 +5,24 @@ Source: Open Inference Protocol, rest/inference_rest.md; Triton's extension_bina
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from gleaner import __version__
 from gleaner.errors import BadBody, BadRows, TooLarge
-from gleaner.rows import Column, Rows, judge_columns, judge_lists, judge_objects
+from gleaner.rows import Column, Rows, judge_columns
 from gleaner.schema import Array, Feature, Schema, show
+from gleaner.wire import JSON, read_length
 
 OUTPUT = "prediction"
 HEADER_LENGTH = "Inference-Header-Content-Length"
+BYTES = "application/octet-stream"
+TYPES = (JSON, BYTES)
 DATATYPES: Mapping[str, str] = {
     "BOOL": "?",
     **{f"UINT{8 * size}": f"<u{size}" for size in (1, 2, 4, 8)},
@@ -39,29 +43,40 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """One input. values: a numpy array for a tensor of bytes, a flat list for one in JSON; in row-major order."""
+    """One input: its shape, and all of its values, in row-major order, as one column.
+
+    is_listed: whether they stand in the JSON.
+    """
 
     name: str
-    datatype: str
     shape: tuple[int, ...]
-    values: Any
+    column: Column
+    is_listed: bool
 
 
-def split_body(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
-    """(JSON, the tensors' bytes behind it). Raises BadBody for a length that is none, or beyond the body."""
+def split_body(body: bytes, header_length: str | None, *, max_bytes: int) -> tuple[bytes, bytes]:
+    """(JSON, the tensors' bytes behind it).
+
+    Raises BadBody for a length that is none, or beyond the body; TooLarge for JSON of more than `max_bytes`.
+    """
     if header_length is None:
         return body, b""
-    if not (header_length.isascii() and header_length.isdigit()) or int(header_length[:20]) > len(body):
+    length = read_length(header_length)
+    if length is None or length > len(body):
         raise BadBody(f"{HEADER_LENGTH} is the length of the JSON in front: wanted at most {len(body)}")
-    length = int(header_length)
+    if length > max_bytes:
+        raise TooLarge(f"{length:,} bytes of JSON; one request takes {max_bytes:,}, so send the tensors as bytes")
     return body[:length], body[length:]
 
 
-def read_inference(schema: Schema, value: object, data: bytes, *, max_rows: int) -> tuple[Rows, Asked]:
+def read_inference(
+    schema: Schema, value: object, data: bytes, *, max_rows: int, max_table_rows: int
+) -> tuple[Rows, Asked]:
     """The rows in a request: a tensor of shape [n] or [n, 1] per feature, or one of [n, k] for all of them.
 
     value: the JSON's. data: the bytes behind it, from which tensors with `binary_data_size` are cut in their order.
-    Raises BadRows for a request or a tensor that is not as it should be, TooLarge for more rows than `max_rows`.
+    Raises BadRows for a request or a tensor that is not as it should be, TooLarge for more rows than `max_table_rows`,
+    or than `max_rows` where a tensor has its values in the JSON.
     """
     if not isinstance(value, dict) or not isinstance(value.get("inputs"), list):
         raise _fault("/inputs", "wanted a list of tensors")
@@ -72,8 +87,8 @@ def read_inference(schema: Schema, value: object, data: bytes, *, max_rows: int)
     if at != len(data):
         raise BadBody(f"{len(data)} bytes of tensors, of which binary_data_size names {at}")
     asked = _read_asked(value)
-    rows = _rows_of(schema, tensors, max_rows)
-    return rows, asked
+    is_listed = any(tensor.is_listed for tensor in tensors)
+    return _rows_of(schema, tensors, max_rows if is_listed else max_table_rows), asked
 
 
 def _read_tensor(about: object, pointer: str, data: bytes, at: int) -> tuple[_Tensor, int]:
@@ -87,54 +102,75 @@ def _read_tensor(about: object, pointer: str, data: bytes, at: int) -> tuple[_Te
         raise _fault(
             f"{pointer}/shape", f"wanted [rows] or [rows, columns], got {shape if shape else show(shape)!s:.60}"
         )
-    count = math.prod(shape)
     parameters = about.get("parameters") or {}
     if not isinstance(parameters, dict) or "shared_memory_region" in parameters:
         raise _fault(f"{pointer}/parameters", "wanted none but binary_data_size; shared memory is not offered")
     if "binary_data_size" not in parameters:
-        values = _flattened(about.get("data"))
-        if len(values) != count:
-            raise _fault(f"{pointer}/data", f"wanted {count} values for the shape {shape}, got {len(values)}")
-        return _Tensor(name, datatype, tuple(shape), _cast(values, datatype, pointer)), at
-    size = parameters["binary_data_size"]
+        values = _flattened(about.get("data"), shape, f"{pointer}/data")
+        return _Tensor(name, tuple(shape), _listed(values, datatype, f"{pointer}/data"), is_listed=True), at
+    size, count = parameters["binary_data_size"], math.prod(shape)
     if type(size) is not int or not 0 <= size <= len(data) - at:
         raise _fault(f"{pointer}/parameters/binary_data_size", f"wanted at most the {len(data) - at} bytes left")
     piece = data[at : at + size]
     if datatype == "BYTES":
-        found: Any = _texts(piece, count, pointer)
+        column = _words(_texts(piece, count, pointer))
     elif size != count * np.dtype(DATATYPES[datatype]).itemsize:
         raise _fault(f"{pointer}/parameters/binary_data_size", f"{size} bytes are not {count} values of {datatype}")
     else:
-        found = np.frombuffer(piece, DATATYPES[datatype])
-    return _Tensor(name, datatype, tuple(shape), found), at + size
+        column = Column(None, kind="BOOL") if datatype == "BOOL" else Column(np.frombuffer(piece, DATATYPES[datatype]))
+    return _Tensor(name, tuple(shape), column, is_listed=False), at + size
 
 
-def _flattened(data: object) -> list[object]:
-    """The members of a list of lists, or of a flat one."""
-    if not isinstance(data, list):
-        return []
-    if not any(isinstance(member, list) for member in data):
-        return data
-    return [value for member in data for value in (member if isinstance(member, list) else [member])]
-
-
-def _cast(values: list[object], datatype: str, pointer: str) -> list[object]:
-    """Numbers as the datatype holds them: 0.1 in FP32 is not what it is in FP64. What is no number stays."""
-    kind = DATATYPES[datatype][-2:]
-    if kind[:1] in {"i", "u"}:
-        bounds = np.iinfo(kind)
-        for i, value in enumerate(values):
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if is_number and not (isinstance(value, int) and bounds.min <= value <= bounds.max):
-                raise _fault(f"{pointer}/data/{i}", f"wanted a value of {datatype}, got {show(value)}")
-    if kind in {"f2", "f4"}:
-        narrow = np.dtype(kind).type
-        with np.errstate(over="ignore"):
-            return [
-                float(narrow(value)) if isinstance(value, int | float) and not isinstance(value, bool) else value
-                for value in values
-            ]
+def _flattened(data: object, shape: Sequence[int], pointer: str) -> list[object]:
+    """The values of a tensor in JSON, which stand in one list or in a list for each row."""
+    values = data if isinstance(data, list) else []
+    if any(isinstance(row, list) for row in values):
+        width = math.prod(shape[1:])
+        for i, row in enumerate(values):
+            if not isinstance(row, list) or len(row) != width:
+                raise _fault(f"{pointer}/{i}", f"wanted a list of {width} for the shape {shape}, as others are lists")
+        values = list(itertools.chain.from_iterable(values))
+    if len(values) != math.prod(shape):
+        raise _fault(pointer, f"wanted {math.prod(shape)} values for the shape {shape}, got {len(values)}")
     return values
+
+
+def _listed(values: list[object], datatype: str, pointer: str) -> Column:
+    """The column of values in JSON. Numbers become what the datatype holds: 0.1 in FP32 is not what it is in FP64.
+
+    Raises BadRows for a number that a whole datatype does not hold. What is no number is refused with its row.
+    """
+    if datatype == "BYTES":
+        return _words(values)
+    if datatype == "BOOL":
+        return Column(None, kind="BOOL")
+    numbers = np.fromiter(map(_number, values), np.float64, len(values))
+    kind = np.dtype(DATATYPES[datatype])
+    if kind.kind != "f":
+        bounds = np.iinfo(kind)
+        for i in map(int, np.flatnonzero(~np.isnan(numbers))):
+            value = values[i]
+            if not (isinstance(value, int) and bounds.min <= value <= bounds.max):
+                raise _fault(f"{pointer}/{i}", f"wanted a value of {datatype}, got {show(value)}")
+    elif kind.itemsize < numbers.itemsize:
+        with np.errstate(over="ignore"):
+            numbers = numbers.astype(kind).astype(np.float64)
+        values = [number if number == number else value for number, value in zip(numbers.tolist(), values, strict=True)]
+    return Column(numbers, sent=values)
+
+
+def _number(value: object) -> float:
+    """A number in JSON; infinity for one beyond all floats, and NaN, which JSON does not have, for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _words(texts: list[object]) -> Column:
+    return Column(np.arange(len(texts)), words=tuple(texts))
 
 
 def _texts(data: bytes, count: int, pointer: str) -> list[object]:
@@ -158,40 +194,31 @@ def _texts(data: bytes, count: int, pointer: str) -> list[object]:
 def _rows_of(schema: Schema, tensors: Sequence[_Tensor], max_rows: int) -> Rows:
     width = len(schema.features)
     is_one = len(tensors) == 1 and len(tensors[0].shape) == 2 and tensors[0].name not in schema.names
+    columns: dict[str, Column] = {}
     for i, tensor in enumerate(tensors):
-        if tensor.name in {other.name for other in tensors[:i]}:
+        if tensor.name in columns:
             raise _fault(f"/inputs/{i}/name", f"{show(tensor.name)} stands twice")
         if not is_one and tensor.shape[1:] not in {(), (1,)}:
             raise _fault(f"/inputs/{i}/shape", "wanted [rows] or [rows, 1] for one feature")
         if tensor.shape[0] != tensors[0].shape[0]:
             raise _fault(f"/inputs/{i}/shape", f"wanted {tensors[0].shape[0]} rows, as the first tensor has")
+        columns[tensor.name] = tensor.column
     if is_one and tensors[0].shape[1] != width:
         raise _fault("/inputs/0/shape", f"wanted [rows, {width}]: {', '.join(map(repr, schema.names))}")
     rows = tensors[0].shape[0] if tensors else 0
     if rows > max_rows:
         raise TooLarge(f"{rows:,} rows; one request takes {max_rows:,}, so send several")
     if is_one:
-        values = tensors[0].values
-        if isinstance(values, list):
-            return judge_lists(schema, [values[i * width : (i + 1) * width] for i in range(rows)])
-        matrix = values.reshape(rows, width)
-        tensors = [_Tensor(f.name, tensors[0].datatype, (rows,), matrix[:, j]) for j, f in enumerate(schema.features)]
-    if any(isinstance(tensor.values, list) and tensor.datatype != "BYTES" for tensor in tensors):
-        columns = {tensor.name: _listed(tensor.values) for tensor in tensors}
-        return judge_objects(
-            schema, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        )
-    return judge_columns(schema, {tensor.name: _column(tensor) for tensor in tensors}, rows)
+        columns = {name: _every(tensors[0].column, j, width) for j, name in enumerate(schema.names)}
+    return judge_columns(schema, columns, rows)
 
 
-def _listed(values: Any) -> list[object]:
-    return values if isinstance(values, list) else list(values.tolist())
-
-
-def _column(tensor: _Tensor) -> Column:
-    if tensor.datatype == "BYTES":
-        return Column(np.arange(len(tensor.values)), words=tuple(tensor.values))
-    return Column(None, kind="BOOL") if tensor.datatype == "BOOL" else Column(tensor.values)
+def _every(column: Column, first: int, step: int) -> Column:
+    """The column of every `step`-th value from the `first` on."""
+    if column.values is None:
+        return column
+    some = slice(first, None, step)
+    return replace(column, values=column.values[some], sent=column.sent and column.sent[some])
 
 
 def _read_asked(value: Mapping[str, Any]) -> Asked:

@@ -111,10 +111,7 @@ def _read_split(schema: Schema, data: object, max_rows: int) -> Rows:
     if len(set(columns)) != len(columns):
         raise BadRows([("/dataframe_split/columns", "a name stands twice")])
     check_names(schema, columns)
-    short = [i for i, row in enumerate(rows) if not isinstance(row, list) or len(row) != len(columns)]
-    if short:
-        raise BadRows([(f"/dataframe_split/data/{i}", f"wanted a list of {len(columns)} values") for i in short[:100]])
-    return judge_objects(schema, [dict(zip(columns, row, strict=True)) for row in rows])
+    return judge_lists(schema, rows, columns)
 
 
 def _transposed(columns: Mapping[str, object], max_rows: int) -> Sequence[object]:

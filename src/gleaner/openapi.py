@@ -6,12 +6,13 @@ Source: OpenAPI Specification 3.1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 from gleaner import __version__
 from gleaner.arrow import ARROW
 from gleaner.doors import CSV
-from gleaner.inference import DATATYPES, HEADER_LENGTH, OUTPUT
+from gleaner.inference import BYTES, DATATYPES, HEADER_LENGTH, OUTPUT
 from gleaner.rows import escape
 from gleaner.schema import Feature, Schema
 from gleaner.settings import Serving
@@ -22,9 +23,11 @@ Json = dict[str, Any]
 _PROBLEMS: Mapping[int, str] = {
     400: "A body that cannot be read: not strict JSON, not CSV, not an Arrow stream, or shorter than announced.",
     404: "No such model, or a version that is not loaded.",
+    405: "A method that this route does not have.",
     413: "More bytes or rows than one request takes.",
     415: "A media type that this route does not read, or a compressed body.",
     422: "A body that can be read, with wrong values: one entry in `errors` for each of the first hundred faults.",
+    500: "An error of ours; the log has it under the request's id.",
     503: "No model yet, too much in flight, or stopping. Send the same request again after `Retry-After` seconds.",
 }
 _NUMBER: Json = {"type": "number"}
@@ -175,13 +178,13 @@ def _invocations(schema: Schema | None, serving: Serving) -> Json:
     slot_row.pop("example", None)
     names = list(schema.names) if schema else []
     values = list(example_row(schema).values()) if schema else []
-    row: Json = {"type": "array", "prefixItems": [], "minItems": len(names), "maxItems": len(names)}
+    cells = {feature.name: _value(feature) for feature in schema.features} if schema else {}
+    row: Json = {"type": "array", "prefixItems": [*cells.values()], "minItems": len(names), "maxItems": len(names)}
     columns: Json = {"type": "array", "const": names}
-    if schema:
-        row["prefixItems"] = [_value(feature) for feature in schema.features]
     lists = {"type": "array", "items": row, "maxItems": serving.max_rows}
     objects = {"type": "array", "items": slot_row, "maxItems": serving.max_rows}
-    named = _object({name: {"type": "array", "maxItems": 0} for name in names}, names)
+    long = {name: {"type": "array", "items": cell, "maxItems": serving.max_rows} for name, cell in cells.items()}
+    named = _object(long, names, description="Columns of one length.")
     split = _object({"columns": columns, "data": lists, "index": {"type": "array"}}, ["data"])
     forms = {
         "dataframe_split": split,
@@ -257,7 +260,7 @@ def _infer(name: str, schema: Schema | None, parameters: list[Json]) -> Json:
     }
     answers = {
         JSON: {"schema": {"$ref": "#/components/schemas/InferenceResponse"}},
-        "application/octet-stream": {"schema": _BYTES},
+        BYTES: {"schema": _BYTES},
     }
     return {
         "tags": ["Open Inference Protocol"],
@@ -271,7 +274,7 @@ def _infer(name: str, schema: Schema | None, parameters: list[Json]) -> Json:
                     "schema": {"$ref": "#/components/schemas/InferenceRequest"},
                     "examples": {"one row": {"value": example}},
                 },
-                "application/octet-stream": {"schema": _BYTES},
+                BYTES: {"schema": _BYTES},
             },
         },
         "responses": {"200": _answer("The predictions.", answers), **_problems(400, 404, 413, 415, 422, 503)},
@@ -295,6 +298,7 @@ def _health() -> Json:
                 **_get("health_status", "Which version is in which slot, and what is wrong", _OPEN, "health"),
                 "responses": {
                     "200": _answer("ok, or degraded: a slot has a fault.", {JSON: {"schema": _OPEN}}),
+                    **_problems(),
                     "503": _answer("unavailable: the first slot has no model.", {JSON: {"schema": _OPEN}}),
                 },
             }
@@ -327,18 +331,19 @@ def _answer(description: str, content: Json) -> Json:
 
 
 def _problems(*statuses: int) -> Json:
-    return {str(status): _ref("responses", f"Problem{status}") for status in statuses}
+    """These, and those that every route has."""
+    return {str(status): _ref("responses", f"Problem{status}") for status in sorted({*statuses, 405, 500})}
 
 
 def _problem(status: int, text: str, schema: Schema | None) -> Json:
     headers = {"X-Request-Id": _ref("headers", "X-Request-Id")}
     if status == 503:
         headers["Retry-After"] = _ref("headers", "Retry-After")
-    titles = {400: "Bad Request", 404: "Not Found", 413: "Request Entity Too Large", 415: "Unsupported Media Type",
-              422: "Unprocessable Entity", 503: "Service Unavailable"}  # fmt: skip
+    if status == 405:
+        headers["Allow"] = _ref("headers", "Allow")
     example: Json = {
         "type": "about:blank",
-        "title": titles[status],
+        "title": HTTPStatus(status).phrase,
         "status": status,
         "detail": text,
         "instance": "urn:request:5f0c9a71d2-3",
@@ -364,6 +369,7 @@ _BYTES: Json = {"type": "string", "format": "binary"}
 _TEXT: Json = {"type": "string"}
 _HEADERS: Json = {
     "X-Request-Id": {"description": "The request's id, yours or ours.", "schema": _TEXT, "required": True},
+    "Allow": {"description": "The methods that it has.", "schema": _TEXT, "required": True},
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}, "required": True},
 }
 _FAULT: Json = _object(

@@ -64,12 +64,14 @@ class Column:
 
     values: numbers; or, with `words`, positions in them; None for a type that no feature takes, named by `kind`.
     valid: (n,) where a value is there; None for all of them.
+    sent: what stood in the body, where `values` do not tell it as the sender spelled it.
     """
 
     values: Any
     valid: NDArray[np.bool_] | None = None
     words: tuple[object, ...] | None = None
     kind: str = ""
+    sent: Sequence[object] | None = None
 
 
 def judge_objects(schema: Schema, values: Sequence[object]) -> Rows:
@@ -90,15 +92,15 @@ def judge_objects(schema: Schema, values: Sequence[object]) -> Rows:
     return Rows(schema.matrix(accepted), len(values), faults)
 
 
-def judge_lists(schema: Schema, values: Sequence[object]) -> Rows:
-    """The rows in a list of lists, whose members stand in the order of the features."""
-    width = len(schema.features)
-    wanted = f"a list of {width} values: {', '.join(map(repr, schema.names))}"
+def judge_lists(schema: Schema, values: Sequence[object], names: Sequence[str] = ()) -> Rows:
+    """The rows in a list of lists, whose members stand in the order of `names`; without them, of the features."""
+    names = names or schema.names
+    wanted = f"a list of {len(names)} values: {', '.join(map(repr, names))}"
     objects: list[object] = []
     short: dict[int, BadValue] = {}
     for i, value in enumerate(values):
-        if isinstance(value, list) and len(value) == width:
-            objects.append(dict(zip(schema.names, value, strict=True)))
+        if isinstance(value, list) and len(value) == len(names):
+            objects.append(dict(zip(names, value, strict=True)))
         else:
             got = f"one of {len(value)}" if isinstance(value, list) else show(value)
             short[i] = BadValue("row", i, "", f"wanted {wanted}, got {got}")
@@ -164,6 +166,8 @@ def _accept_column(feature: Feature, column: Column) -> tuple[Array, NDArray[np.
 
 def _value(column: Column, i: int) -> object:
     """One value as JSON would have it."""
+    if column.sent is not None:
+        return column.sent[i]
     if column.valid is not None and not column.valid[i]:
         return None
     return column.words[column.values[i]] if column.words is not None else column.values[i].item()

@@ -263,6 +263,9 @@ def _distinct(features: tuple[Feature, ...]) -> tuple[Feature, ...]:
             raise ValueError(f"a feature's name is not empty and has no colon; got {feature.name!r}")
         if (feature.type == "category") != bool(feature.values):
             raise ValueError(f"{feature.name!r}: a category has `values`, and nothing else has")
+        for word in (*feature.values, *feature.map):
+            if word != word.strip():  # no cell of a file could ever match it
+                raise ValueError(f"{feature.name!r}: {word!r} has blanks around it; wanted {word.strip()!r}")
         if len(set(feature.values)) < len(feature.values):
             raise ValueError(f"{feature.name!r}: a value stands twice in `values`")
         if feature.type == "category" and (feature.map or feature.monotone or {feature.min, feature.max} != {None}):
@@ -556,8 +559,8 @@ _FEATURE_KEYS = {
     "max": "A row with more is refused, with the reason.",
     "monotone": "`up` or `down`: candidates that can, keep to it.",
     "sources": "Headers under which a file may keep the column, in order; its own name comes last.",
-    "map": "Words of a file that stand for numbers.",
-    "values": "The words that a category takes; any other is refused.",
+    "map": "Words of a file that stand for numbers, without blanks around them.",
+    "values": "The words that a category takes, without blanks around them; any other is refused.",
     "description": "What it is, for people.",
 }
 

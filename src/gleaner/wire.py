@@ -105,6 +105,14 @@ def write_predictions(predictions: Sequence[float]) -> bytes:
     return _encode({"prediction": predictions})
 
 
+def read_length(text: str) -> int | None:
+    """The number of bytes that a header announces, whatever zeros stand in front of it; None if it is no number.
+
+    Of one with more than twenty digits only these are read, since Python refuses thousands: it is too large anyway.
+    """
+    return int(text.lstrip("0")[:20] or "0") if text.isascii() and text.isdigit() else None
+
+
 def write_json(value: object) -> bytes:
     """JSON in ASCII, whatever a text in it holds; raises ValueError for a number that JSON has no word for."""
     return json.dumps(value, allow_nan=False).encode("ascii")

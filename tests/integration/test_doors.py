@@ -224,6 +224,16 @@ def test_doors_are_not_all_told_apart_by_nothing(ask, schema):
     assert one != other
 
 
+def test_blanks_around_a_cell_are_no_part_of_it_and_around_a_text_elsewhere_they_are(ask, schema):
+    row = {"share": 0.25, "balance": 1e5, "people": 3, "zone": "north"}
+    cells = {name: f" {value}\t" for name, value in row.items()}
+    refused = frozenset({("0", "zone", f"wanted {schema.features[3].wanted}")})
+
+    assert as_json(ask, schema, [row]) == as_csv()(ask, schema, [cells])
+    for door in (as_json, as_arrow(), DOORS["dataframe_split"], as_inference_json, as_inference_bytes):
+        assert refused == door(ask, schema, [{**row, "zone": " north"}]).faults
+
+
 @pytest.mark.parametrize(
     ("rows", "pointer", "detail"),
     [

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -16,6 +18,7 @@ import pandas as pd
 import pytest
 import tritonclient.http as triton
 from conftest import NUMBER, ROUTE, ZONES, serving
+from jsonschema import Draft202012Validator
 from mlflow.models import convert_input_example_to_serving_input
 from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -91,6 +94,15 @@ def test_triton_gets_the_number_from_one_tensor(inference, binary):
     outputs = [triton.InferRequestedOutput("prediction", binary_data=binary)]
 
     assert [NUMBER] * 3 == inference.infer("made", [tensor], outputs=outputs).as_numpy("prediction").tolist()
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_triton_gets_no_number_for_no_row(inference, binary):
+    tensor = triton.InferInput("rows", [0, 3], "FP64")
+    tensor.set_data_from_numpy(np.empty((0, 3)), binary_data=binary)
+    outputs = [triton.InferRequestedOutput("prediction", binary_data=binary)]
+
+    assert [] == inference.infer("made", [tensor], outputs=outputs).as_numpy("prediction").tolist()
 
 
 def test_triton_asks_a_version_that_is_loaded(inference):
@@ -220,7 +232,7 @@ def test_mlflow_finds_its_own_words_for_what_is_wrong(service):
         ({"instances": [ROUTE], "params": {"temperature": 1}}, "/params"),
         ({"dataframe_records": {}}, "/dataframe_records"),
         ({"dataframe_records": [[1, 2, 3]]}, "/dataframe_records"),
-        ({"dataframe_split": {"columns": list(ROUTE), "data": [[1, 2]]}}, "/dataframe_split/data/0"),
+        ({"dataframe_split": {"columns": list(ROUTE), "data": [[1, 2]]}}, "/0"),
         ({"dataframe_split": {"columns": ["time_spent"] * 3, "data": []}}, "/dataframe_split/columns"),
         ({"dataframe_split": {"columns": 3, "data": []}}, "/dataframe_split/columns"),
         ({"dataframe_split": {"data": [], "dtype": 1}}, "/dataframe_split/dtype"),
@@ -248,6 +260,39 @@ def test_the_contract_is_valid_openapi(service, mixed_service):
         document = httpx.get(f"{running.url}/openapi.json").json()
 
         OpenAPIV31SpecValidator(document).validate()
+
+
+def test_every_example_of_the_contract_fits_its_own_schema(service, mixed_service):
+    checked = 0
+    for running in (service, mixed_service):
+        document = httpx.get(f"{running.url}/openapi.json").json()
+        for pointer, example in examples(document, "#"):
+            errors = Draft202012Validator({**document, "$ref": pointer}).iter_errors(example)
+            checked += 1
+
+            assert [] == [error.message for error in errors], (pointer, example)
+    assert checked > 2 * 20
+
+
+def examples(node: Any, pointer: str) -> Iterator[tuple[str, Any]]:
+    """(where a schema stands, an example of it) for every example below a node of the contract."""
+    if isinstance(node, list):
+        for i, member in enumerate(node):
+            yield from examples(member, f"{pointer}/{i}")
+    if isinstance(node, dict):
+        some = [each["value"] for each in node.get("examples", {}).values()]
+        some += [node["example"]] if "example" in node else []
+        yield from ((f"{pointer}/schema" if "schema" in node else pointer, example) for example in some)
+        for name, member in node.items():
+            if name not in {"example", "examples"}:
+                part = quote(name.replace("~", "~0").replace("/", "~1"))
+                yield from examples(member, f"{pointer}/{part}")
+
+
+def test_every_operation_of_the_contract_tells_of_a_wrong_method_and_of_an_error_of_ours(service):
+    for path, operations in httpx.get(f"{service.url}/openapi.json").json()["paths"].items():
+        for method, operation in operations.items():
+            assert {"405", "500"} <= set(operation["responses"]), (method, path)
 
 
 def test_every_route_of_the_contract_is_there_and_every_route_is_in_the_contract(service):

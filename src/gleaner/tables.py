@@ -10,6 +10,7 @@ import hashlib
 import io
 import math
 import re
+import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from gleaner.errors import BadTable, BadValue, nearest
+from gleaner.errors import BadTable, Fault, nearest
 from gleaner.schema import Array, Feature, Schema, Target, show
 
 LONGEST_LINE = 1 << 20
@@ -46,7 +47,7 @@ class Table:
     lines: NDArray[np.int64]
     days: Array
     taken: Mapping[str, str]
-    faults: tuple[BadValue, ...]
+    faults: tuple[Fault, ...]
     refused: int
     sha256: str
     encoding: str
@@ -55,11 +56,12 @@ class Table:
 @dataclass(frozen=True, slots=True)
 class RefusedRow:
     """A row that a column refused. index: its position among the table's rows, from 0; line: the physical line
-    on which it starts, from 1; faults: everything that is wrong with it."""
+    on which it starts, from 1; faults: what is wrong with it; unnamed: how much more is, beyond what was asked for."""
 
     index: int
     line: int
-    faults: tuple[BadValue, ...]
+    faults: tuple[Fault, ...]
+    unnamed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +196,16 @@ def open_csv(source: Path | bytes | BinaryIO, name: str = "") -> Iterator[CsvFil
         yield opened
 
 
-def read_rows(file: CsvFile, schema: Schema, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Chunk]:
+def read_rows(
+    file: CsvFile, schema: Schema, *, named: int = sys.maxsize, block_bytes: int = BLOCK_BYTES
+) -> Iterator[Chunk]:
     """The rows of an opened file, for predicting: features and no target, in chunks of at most about `block_bytes`.
 
-    A column that no feature claims is ignored; blank rows are none.
+    A column that no feature claims is ignored; blank rows are none. named: of how many faults the reason is told;
+    the others are only counted.
     Raises BadTable if a feature has no column, or where the file is not CSV.
     """
-    for chunk in _chunks(file, schema.features, file.columns.find_all(schema.features), block_bytes):
+    for chunk in _chunks(file, schema.features, file.columns.find_all(schema.features), named, block_bytes):
         yield replace(chunk, X=schema.matrix(chunk.X))
 
 
@@ -214,12 +219,12 @@ def read_table(
     """
     columns: list[Feature | Target] = [*schema.features, schema.target]
     kept, days, started = array("d"), array("d"), array("q")
-    faults: list[BadValue] = []
+    faults: list[Fault] = []
     refused = 0
     with open_csv(path) as file:
         found = file.columns.find_all(columns)
         day = file.columns.find_day(schema.date_sources)
-        for chunk in _chunks(file, columns, found, BLOCK_BYTES):
+        for chunk in _chunks(file, columns, found, NAMED_FAULTS, BLOCK_BYTES):
             kept.frombytes(chunk.X.tobytes())
             started.frombytes(chunk.lines.tobytes())
             if day is None:
@@ -228,7 +233,7 @@ def read_table(
                 days.extend(_day(cells[day]) if day < len(cells) else math.nan for cells in chunk.cells)
             refused += len(chunk.refused)
             for row in chunk.refused:
-                faults.extend(row.faults[: NAMED_FAULTS - len(faults)])
+                faults.extend(row.faults)
             if len(started) + refused > max_rows:
                 line = next(line for index, line in _places(chunk) if index == max_rows)
                 raise BadTable(path, f"more than {max_rows:,} rows; raise training.max_rows to use them", line=line)
@@ -253,9 +258,9 @@ def read_table(
 
 
 def _chunks(
-    file: CsvFile, columns: Sequence[Feature | Target], found: Sequence[int], block_bytes: int
+    file: CsvFile, columns: Sequence[Feature | Target], found: Sequence[int], named: int, block_bytes: int
 ) -> Iterator[Chunk]:
-    """The rest of a file, X being one number per column.
+    """The rest of a file, X being one number per column, with the reasons of its first `named` faults.
 
     A block of lines is accepted whole, at the speed of C, or judged row by row; only the judge refuses. Around what
     is not accepted the blocks are small, and then grow again.
@@ -269,7 +274,8 @@ def _chunks(
             size = _JUDGED_BYTES
             continue
         else:
-            chunk = _judge(file, columns, found, len(block), seen)
+            chunk = _judge(file, columns, found, len(block), seen, named)
+            named -= sum(len(row.faults) for row in chunk.refused)
         if rows := len(chunk.cells) + len(chunk.refused):
             seen += rows
             yield chunk
@@ -307,17 +313,21 @@ def _accept(
     return Chunk(X, np.arange(seen, seen + len(rows)), lines, rows, ())
 
 
-def _judge(file: CsvFile, columns: Sequence[Feature | Target], found: Sequence[int], size: int, seen: int) -> Chunk:
-    """The chunk in the next `size` bytes of a file, with everything that is wrong in it."""
+def _judge(
+    file: CsvFile, columns: Sequence[Feature | Target], found: Sequence[int], size: int, seen: int, named: int
+) -> Chunk:
+    """The chunk in the next `size` bytes of a file, with the reasons of its first `named` faults."""
     X, index, lines = array("d"), array("q"), array("q")
     accepted: list[list[str]] = []
     refused: list[RefusedRow] = []
     for i, (line, cells) in enumerate(file.rows(file.lines.at + size), seen):
-        row = _judge_row(columns, found, cells, line, len(file.header))
-        if isinstance(row, tuple):
-            refused.append(RefusedRow(i, line, row))
+        numbers, wrong = _read_cells(columns, found, cells, len(file.header))
+        if wrong:
+            faults = tuple(_fault(column, at, cells, line) for column, at in wrong[:named])
+            named -= len(faults)
+            refused.append(RefusedRow(i, line, faults, len(wrong) - len(faults)))
             continue
-        X.extend(row)
+        X.extend(numbers)
         index.append(i)
         lines.append(line)
         accepted.append(cells)
@@ -330,24 +340,35 @@ def _judge(file: CsvFile, columns: Sequence[Feature | Target], found: Sequence[i
     )
 
 
-def _judge_row(
-    columns: Sequence[Feature | Target], found: Sequence[int], cells: Sequence[str], line: int, width: int
-) -> list[float] | tuple[BadValue, ...]:
-    """The numbers in a row's cells, one per column; or everything that is wrong with it."""
-    numbers, wrong = [], []
+def _read_cells(
+    columns: Sequence[Feature | Target], found: Sequence[int], cells: Sequence[str], width: int
+) -> tuple[list[float], list[tuple[Feature | Target | None, int]]]:
+    """(the numbers in a row's cells, one per column; each column that refuses its cell, and where that is).
+
+    Where cells stand beyond the header, no column refuses them.
+    """
+    numbers: list[float] = []
+    wrong: list[tuple[Feature | Target | None, int]] = []
     for column, at in zip(columns, found, strict=True):
         try:
             numbers.append(column.accept_cell(cells[at]))
         except (IndexError, ValueError):
-            if at >= len(cells):
-                got = f"a row of {len(cells)} cells"
-            else:
-                got = show(cells[at]) if cells[at].strip() else "an empty cell"
-            wrong.append(BadValue("line", line, column.name, f"wanted {column.wanted}, got {got}"))
+            wrong.append((column, at))
     if any(cells[width:]):  # most often a comma inside a number, which moves every cell behind it
-        reason = f"wanted nothing beyond the {width} columns of the header, got {show(cells[width])}"
-        wrong.append(BadValue("line", line, str(width + 1), reason))
-    return tuple(wrong) or numbers
+        wrong.append((None, width))
+    return numbers, wrong
+
+
+def _fault(column: Feature | Target | None, at: int, cells: Sequence[str], line: int) -> Fault:
+    """What is wrong with the cell that a column refuses, or with the first one beyond the header."""
+    if column is None:
+        reason = f"wanted nothing beyond the {at} columns of the header, got {show(cells[at])}"
+        return Fault("line", line, str(at + 1), reason)
+    if at >= len(cells):
+        got = f"a row of {len(cells)} cells"
+    else:
+        got = show(cells[at]) if cells[at].strip() else "an empty cell"
+    return Fault("line", line, column.name, f"wanted {column.wanted}, got {got}")
 
 
 def _places(chunk: Chunk) -> Iterator[tuple[int, int]]:

@@ -333,6 +333,17 @@ def test_a_table_without_a_good_row_is_refused_though_asked_for_in_part(routes):
     assert 422 == routes.post("/v1/predict?partial=true", json=[{}, {}]).status_code
 
 
+def test_a_table_with_more_faults_than_an_answer_in_part_tells_is_refused_with_the_bound(routes):
+    text = "time_spent,doors_in_route,assessed_value\n30,50,200000\n" + "30,,200000\n" * 10_001
+
+    answer = send_csv(routes, text, "?partial=true")
+
+    said = "10,001 faults, and an answer in part tells 10,000; `gleaner score` takes whole tables"
+    assert (422, said) == (answer.status_code, answer.json()["detail"])
+    assert 10_001 == len(send_csv(routes, text.removesuffix("30,,200000\n"), "?partial=true").text.split("\r\n")) - 2
+    assert "100 faults, and 9901 more" == send_csv(routes, text).json()["detail"]
+
+
 def test_arrow_in_part_has_a_null_and_a_reason(routes):
     table = pa.table({name: [value, value] for name, value in ROUTE.items()})
     table = table.set_column(0, "time_spent", pa.array([30, None]))

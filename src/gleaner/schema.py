@@ -92,8 +92,8 @@ class Feature:
     def accept_cells(self, cells: Sequence[str]) -> Array | None:
         """The numbers of many cells at once, each as `accept_cell` gives it; None unless it is plain that it would."""
         if self.type == "category":
-            # Backwards, so that a word that stands twice is its first; an empty cell may be part of a blank row.
-            places = {word: float(i) for i, word in reversed(list(enumerate(self.values))) if word}
+            # Backwards, so that a word that stands twice is its first.
+            places = {word: float(i) for i, word in reversed(list(enumerate(self.values)))}
             try:
                 return np.array([places[cell.strip()] for cell in cells], dtype=np.float64)
             except KeyError:

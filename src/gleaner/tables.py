@@ -145,8 +145,10 @@ class CsvFile:
         self.columns = Header(name, self.header, line=1)
 
     def rows(self, until: float = math.inf) -> Iterator[tuple[int, list[str]]]:
-        """(physical line on which it starts, cells) of each row that is not blank and starts before a byte.
+        """(physical line on which it starts, cells) of each row that starts before a byte.
 
+        A line without any cell is no row: an empty one, or one of blanks only. One of delimiters is a row of empty
+        cells: what a spreadsheet leaves below its table, or a row with every value missing, and nobody can tell which.
         Raises BadTable.
         """
         lines = self.lines
@@ -156,7 +158,9 @@ class CsvFile:
                 cells = next(self._reader, None)
                 if cells is None:
                     return
-                if any(cells):
+                # In a table of one column, blanks are its cell.
+                is_blank = not cells or (len(cells) == 1 < len(self.header) and cells[0].isspace())
+                if not is_blank:
                     yield line, cells
         except csv.Error as e:
             raise BadTable(self.name, f"is not CSV: {e}", line=lines.number) from e
@@ -201,7 +205,7 @@ def read_rows(
 ) -> Iterator[Chunk]:
     """The rows of an opened file, for predicting: features and no target, in chunks of at most about `block_bytes`.
 
-    A column that no feature claims is ignored; blank rows are none. named: of how many faults the reason is told;
+    A column that no feature claims is ignored. named: of how many faults the reason is told;
     the others are only counted.
     Raises BadTable if a feature has no column, or where the file is not CSV.
     """

@@ -15,7 +15,7 @@ from gleaner.arrow import ARROW
 from gleaner.doors import CSV, MOST_FAULTS, read_rows
 from gleaner.errors import BadRows
 from gleaner.invocations import read_invocation
-from gleaner.rows import NAMED_FAULTS, Rows
+from gleaner.rows import NAMED_FAULTS, Rows, check_names
 from gleaner.schema import Feature, Schema, Target
 from gleaner.wire import JSON, RowReader
 
@@ -136,3 +136,34 @@ def test_a_table_without_a_right_row_is_refused_with_its_first_faults_also_in_pa
     assert np.empty((0, 3)).shape == rows.X.shape
     with pytest.raises(BadRows, match=r"^100 faults, and 29900 more$"):
         rows.check()
+
+
+def suggestions(ask: Callable[[], object]) -> tuple[int, int]:
+    """(how many faults suggest a name, how many there are)."""
+    with pytest.raises(BadRows) as caught:
+        ask()
+    details = [detail for _, detail in caught.value.faults]
+    assert all("no such column" in detail or "is missing" in detail for detail in details)
+    return sum("did you mean" in detail for detail in details), len(details) + caught.value.unnamed
+
+
+def test_the_nearest_column_is_suggested_for_the_first_unknown_ones_of_a_body_only():
+    long = Schema(tuple(Feature(name=f"a_long_name_{i}") for i in range(3)), Target(name="y"))
+    reader = RowReader(long, max_rows=1_000, max_depth=32)
+    keys = [f"a_long_name{i}" for i in range(400)]
+    rows = [{key: 1, **dict.fromkeys(long.names, 1)} for key in keys]
+
+    for body in (dict.fromkeys([*keys, *long.names], 1), rows):
+        assert (5, 400) == suggestions(lambda body=body: reader.read(json.dumps(body).encode(), named=100).check())
+    assert (5, 403) == suggestions(lambda: check_names(long, keys))
+
+
+def test_a_header_of_many_columns_is_not_told_in_full():
+    body = ",".join(["a", *(f"a{i}" for i in range(15_000))]).encode()
+
+    with pytest.raises(BadRows) as caught:
+        read(CSV, body + b"\n")
+
+    [(_, detail)] = caught.value.faults
+    assert detail.startswith("no column for 'b': wanted 'b'; known: 'a', 'a0', 'a1', 'a10', ")
+    assert detail.endswith("'a132', ...")

@@ -181,6 +181,15 @@ def test_of_the_faults_of_an_object_the_first_are_told_and_the_others_counted(mo
     assert (every[:most], 5 - most) == SCHEMA.faults(row, 4, most)
 
 
+@pytest.mark.parametrize("near", [-1, 0, 1, 2, 9])
+def test_the_nearest_feature_is_looked_for_no_more_often_than_asked(near):
+    row = {"time_spnt": 30, "wart": "south", "dors": 1, "time_spent": 30, "ward": "south", "doors": 7}
+    faults, _ = SCHEMA.faults(row, 0, 10, near)
+    nearest = ["; did you mean 'time_spent'?", "; did you mean 'ward'?", "; did you mean 'doors'?"]
+
+    assert [f"no such column{text if i < near else ''}" for i, text in enumerate(nearest)] == [f.reason for f in faults]
+
+
 def test_a_fault_keeps_its_parts():
     [fault], _ = SCHEMA.faults({"time_spent": 1441, "ward": "south", "doors": 7}, 2, 10)
 

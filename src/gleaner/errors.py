@@ -151,10 +151,10 @@ def environment_name(setting: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the closest known name, or the known names where none is close."""
+    """`; did you mean 'x'?` for the closest known name, or the known names where none is close."""
     known = list(known)
-    close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name[:60].lower(), [k.lower() for k in known], n=1, cutoff=0.6)
     for k in known:
         if close and k.lower() == close[0]:
             return f"; did you mean {k!r}?"
-    return f"; known: {', '.join(map(repr, sorted(known)))}"
+    return f"; known: {', '.join(map(repr, sorted(known)[:40]))}{', ...' if len(known) > 40 else ''}"

@@ -16,6 +16,8 @@ from gleaner.errors import BadRows, Fault, nearest
 from gleaner.schema import Array, Feature, Schema, show
 
 NAMED_FAULTS = 100
+# So many unknown columns are told with the nearest feature: beside sixty with long names it takes 6 ms to find.
+SUGGESTIONS = 5
 
 Faults = Mapping[int, Sequence[Fault]]
 
@@ -100,20 +102,21 @@ def _judge(schema: Schema, values: Iterable[Mapping[str, object] | str], wanted:
     """The rows in some values: each an object, or what stands where the `wanted` row should be."""
     accepted: list[Sequence[float]] = []
     faults: dict[int, Sequence[Fault]] = {}
-    count = unnamed = 0
+    count = told = unnamed = 0
     for i, value in enumerate(values):
         count += 1
         if isinstance(value, str):
-            found, more = [Fault("row", i, "", f"wanted {wanted}, got {value}")][:named], int(not named)
+            is_told = told < named
+            found, more = [Fault("row", i, "", f"wanted {wanted}, got {value}")] * is_told, int(not is_told)
         else:
             try:
                 accepted.append(schema.accept(value))
                 continue
             except (KeyError, ValueError):
-                found, more = schema.faults(value, i, named)
+                found, more = schema.faults(value, i, named - told, SUGGESTIONS - told)
         if found:
             faults[i] = found
-        named -= len(found)
+        told += len(found)
         unnamed += more
     return Rows(schema.matrix(accepted), count, faults, unnamed)
 
@@ -153,13 +156,18 @@ def judge_columns(schema: Schema, columns: Mapping[str, Column], count: int, *, 
 
 def check_names(schema: Schema, names: Collection[str]) -> None:
     """Raises BadRows unless these are the features, in any order."""
-    unknown = [name[:100] for name in names if name not in schema.names]
-    missing = [feature for feature in schema.features if feature.name not in names]
-    if unknown or missing:
-        raise BadRows(
-            [(f"/{escape(name)}", f"no such column{nearest(name, schema.names)}") for name in unknown[:NAMED_FAULTS]]
-            + [(f"/{escape(feature.name)}", f"is missing; wanted {feature.wanted}") for feature in missing]
-        )
+    known, given = frozenset(schema.names), frozenset(names)
+    unknown = [name for name in names if name not in known]
+    faults = [
+        (f"/{escape(name[:100])}", f"no such column{nearest(name, schema.names) if i < SUGGESTIONS else ''}")
+        for i, name in enumerate(unknown[:NAMED_FAULTS])
+    ]
+    unnamed = len(unknown) - len(faults)
+    for feature in schema.features:
+        if feature.name not in given:
+            faults.append((f"/{escape(feature.name)}", f"is missing; wanted {feature.wanted}"))
+    if faults:
+        raise BadRows(faults, unnamed=unnamed)
 
 
 def _accept_column(feature: Feature, column: Column) -> tuple[Array, NDArray[np.bool_]]:

@@ -172,14 +172,17 @@ class Schema:
             raise ValueError
         return [feature.accept(row[feature.name]) for feature in self.features]
 
-    def faults(self, row: Mapping[str, object], number: int, most: int) -> tuple[list[Fault], int]:
-        """(what is wrong with one JSON object, at most so much of it; how much more is)."""
+    def faults(self, row: Mapping[str, object], number: int, most: int, near: int = 5) -> tuple[list[Fault], int]:
+        """(what is wrong with one JSON object, at most so much of it; how much more is).
+
+        near: for so many unknown names the nearest feature is looked for, which can take milliseconds.
+        """
         names = frozenset(self.names)
         unknown = [name for name in row if name not in names]
         wrong = [feature for feature in self.features if not _accepts(feature, row.get(feature.name))]
         faults = [
-            Fault("row", number, name[:100], f"no such column{nearest(name[:100], self.names)}")
-            for name in unknown[:most]
+            Fault("row", number, name[:100], f"no such column{nearest(name, self.names) if i < near else ''}")
+            for i, name in enumerate(unknown[:most])
         ]
         for feature in wrong[: most - len(faults)]:
             is_there = feature.name in row

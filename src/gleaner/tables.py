@@ -101,7 +101,7 @@ class Header:
             if at:
                 return at[0]
         wanted = " or ".join(repr(source) for source in (*sources, name))
-        near = nearest((*sources, name)[0], [cell.strip() for cell in self.cells])
+        near = nearest((*sources, name)[0], [cell.strip()[:60] for cell in self.cells[:1000]])
         raise BadTable(self.name, f"no column for {name!r}: wanted {wanted}{near}", line=self.line)
 
     def find_all(self, columns: Sequence[Feature | Target]) -> list[int]:

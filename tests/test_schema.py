@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from gleaner.errors import BadValue
+from gleaner.errors import Fault
 from gleaner.schema import LARGEST, Feature, Schema, Target, read_number, show
 
 properties = profile(max_examples=300, deadline=None, derandomize=True, database=None)
@@ -155,12 +155,15 @@ def test_directions_stand_in_the_order_of_the_matrix():
 
 
 def test_a_right_object_becomes_one_number_per_feature_whatever_its_order():
-    assert [30.0, 1.0, 7.0] == SCHEMA.accept({"doors": 7, "ward": "south", "time_spent": 30}, 0)
+    assert [30.0, 1.0, 7.0] == SCHEMA.accept({"doors": 7, "ward": "south", "time_spent": 30})
 
 
 def test_every_fault_of_an_object_is_named_at_once():
-    faults = SCHEMA.accept({"time_spnt": 30, "ward": "east", "doors": True}, 4)
+    row = {"time_spnt": 30, "ward": "east", "doors": True}
+    faults, _ = SCHEMA.faults(row, 4, 10)
 
+    with pytest.raises((KeyError, ValueError)):
+        SCHEMA.accept(row)
     assert [
         "row 4, column 'time_spnt': no such column; did you mean 'time_spent'?",
         "row 4, column 'time_spent': is missing; wanted a number of minutes from 0 to 1,440",
@@ -169,10 +172,28 @@ def test_every_fault_of_an_object_is_named_at_once():
     ] == [str(fault) for fault in faults]
 
 
-def test_a_fault_keeps_its_parts():
-    (fault,) = SCHEMA.accept({"time_spent": 1441, "ward": "south", "doors": 7}, 2)
+@pytest.mark.parametrize("most", range(6))
+def test_of_the_faults_of_an_object_the_first_are_told_and_the_others_counted(most):
+    row = {"x": 1, "y": 2, "ward": "east", "doors": True}
+    every, none = SCHEMA.faults(row, 4, 10)
 
-    assert isinstance(fault, BadValue)
+    assert (5, 0) == (len(every), none)
+    assert (every[:most], 5 - most) == SCHEMA.faults(row, 4, most)
+
+
+@pytest.mark.parametrize("near", [-1, 0, 1, 2, 9])
+def test_the_nearest_feature_is_looked_for_no_more_often_than_asked(near):
+    row = {"time_spnt": 30, "wart": "south", "dors": 1, "time_spent": 30, "ward": "south", "doors": 7}
+    faults, _ = SCHEMA.faults(row, 0, 10, near)
+    nearest = ["; did you mean 'time_spent'?", "; did you mean 'ward'?", "; did you mean 'doors'?"]
+
+    assert [f"no such column{text if i < near else ''}" for i, text in enumerate(nearest)] == [f.reason for f in faults]
+
+
+def test_a_fault_keeps_its_parts():
+    [fault], _ = SCHEMA.faults({"time_spent": 1441, "ward": "south", "doors": 7}, 2, 10)
+
+    assert isinstance(fault, Fault)
     assert ("row", 2, "time_spent") == (fault.place, fault.number, fault.column)
     assert "wanted a number of minutes from 0 to 1,440, got 1441" == fault.reason
 

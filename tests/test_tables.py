@@ -219,11 +219,22 @@ def test_lines_are_physical_also_after_line_breaks_in_cells_and_blank_lines(tmp_
     assert [7, 11] == [fault.number for fault in table.faults]
 
 
-def test_a_row_of_empty_cells_is_blank(tmp_path):
-    table = read(tmp_path, "time_spent,doors,bags\n30,50,7\n,,\n31,50,7\n")
+def test_a_line_without_a_cell_is_no_row_and_a_line_of_empty_cells_is_a_refused_one(tmp_path):
+    table = read(tmp_path, "time_spent,doors,bags\n30,50,7\n,,\n\n31,50,7\n  \t \n,,\n" + '"","",""\n')
 
-    assert [2, 4] == table.lines.tolist()
-    assert 0 == table.refused
+    assert [2, 5] == table.lines.tolist()
+    assert 3 == table.refused
+    assert [(line, name) for line in (3, 7, 8) for name in ("time_spent", "doors", "bags")] == [
+        (fault.number, fault.column) for fault in table.faults
+    ]
+    assert "line 3, column 'doors': wanted a whole number, 0 or more, got an empty cell" == str(table.faults[1])
+
+
+def test_in_a_table_of_one_column_an_empty_cell_is_told_from_an_empty_line():
+    [chunk] = chunks(b'a\n1\n""\n\n \n2\n', Schema((Feature(name="a"),), Target(name="y")))
+
+    assert [[1.0], [2.0]] == chunk.X.tolist()
+    assert [(1, 3), (2, 5)] == [(row.index, row.line) for row in chunk.refused]
 
 
 def test_a_row_that_is_too_short_is_refused(tmp_path):
@@ -531,7 +542,7 @@ def test_what_the_csv_module_writes_is_read_back_with_exact_lines(
 
 @properties
 @given(
-    rows=st.lists(st.tuples(NOTES, NOTES, st.just("end")), max_size=8),
+    rows=st.lists(st.tuples(NOTES, NOTES, NOTES) | st.just(("", "", "")), max_size=8),
     delimiter=st.sampled_from(",;\t"),
     encoding=st.sampled_from(["utf-8", "cp1252"]),
 )
@@ -599,7 +610,7 @@ def test_an_open_file_is_read_from_its_start_and_stays_open():
 
 def test_a_header_alone_is_a_table_of_no_rows():
     assert [] == chunks(b"time_spent,doors,ward")
-    assert [] == chunks(b"time_spent,doors,ward\n\n\r\n,,\n")
+    assert [] == chunks(b"time_spent,doors,ward\n\n\r\n  \n")
 
 
 def test_a_misspelt_header_is_a_missing_one_and_the_error_bears_the_name():
@@ -729,12 +740,13 @@ def test_whole_numbers_and_words_are_accepted_in_whole_blocks(monkeypatch):
     assert [[1440.0, 50.0, 0.0, 1.0], [45.0, 50.0, 1.0, 0.0]] == chunk.X.tolist()
 
 
-def test_a_blank_row_is_none_also_where_an_empty_cell_would_be_accepted():
+@pytest.mark.parametrize("bad", [b"", b"west,\n"])
+def test_a_row_of_empty_cells_is_accepted_where_an_empty_cell_is(bad):
     ward = Feature(name="ward", type="category", values=("", "north"))
-    [chunk] = chunks(b"ward,note\nnorth,\n,\n,x\n", Schema((ward,), BAGS))
+    [chunk] = chunks(b"ward,note\nnorth,\n,\n\n,x\n" + bad, Schema((ward,), BAGS))
 
-    assert [2, 4] == chunk.lines.tolist()
-    assert [[0.0, 1.0], [1.0, 0.0]] == chunk.X.tolist()
+    assert [2, 3, 5] == chunk.lines.tolist()
+    assert [[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]] == chunk.X.tolist()
 
 
 def test_a_wrong_cell_slows_down_no_more_than_the_rows_around_it(monkeypatch):
@@ -800,6 +812,7 @@ def body_of(header: str, rows: Sequence[Sequence[str]], delimiter: str, quoted: 
     rows=st.lists(
         st.tuples(LIKELY, LIKELY, st.integers(0, 9).map(str), st.sampled_from(["north", "south"]), NOTES)
         | st.lists(CELLS, max_size=6)
+        | st.integers(1, 6).map(lambda width: [""] * width)
         | st.tuples(LIKELY, CELLS, st.just("1"), st.just("south"))
         | st.tuples(CELLS, LIKELY, st.integers(-9, 9).map(str), CELLS),
         max_size=12,

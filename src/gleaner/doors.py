@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gleaner.arrow import ARROW, Values, read_stream, write_stream
-from gleaner.errors import BadRows, BadTable, BadValue, TooLarge, WrongType
-from gleaner.rows import Rows, judge_columns
+from gleaner.errors import BadRows, BadTable, Fault, TooLarge, WrongType
+from gleaner.rows import NAMED_FAULTS, Rows, judge_columns
 from gleaner.schema import Array, Schema
 from gleaner.slots import Loaded
 from gleaner.tables import open_csv
@@ -20,6 +20,8 @@ CSV = "text/csv"
 KINDS = (JSON, CSV, ARROW)
 # The kinds that are large without being much to read: they have limits of their own.
 TABLES = frozenset({CSV, ARROW})
+# An answer in part has a reason for every fault: so many are 2 MB.
+MOST_FAULTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,35 +67,45 @@ class Answer:
         return reasons
 
 
-def read_rows(kind: str, body: bytes, reader: RowReader, *, max_rows: int) -> Rows:
+def read_rows(kind: str, body: bytes, reader: RowReader, *, max_rows: int, partial: bool = False) -> Rows:
     """The rows of a body of one of `KINDS`; `max_rows` is for `TABLES`, the reader knows that of JSON.
 
+    partial: whether the rest will be answered where some rows are refused; then every fault is kept.
     Raises WrongType for another kind, BadBody, BadTable or TooLarge for a body that cannot be read as one, and
-    BadRows where columns as a whole are wrong.
+    BadRows where columns as a whole are wrong, or more rows than can be answered in part.
     """
+    named = MOST_FAULTS if partial else NAMED_FAULTS
     if kind == JSON:
-        return reader.read(body)
-    if kind == ARROW:
-        return judge_columns(reader.schema, *read_stream(body, max_rows=max_rows))
-    if kind == CSV:
-        return _read_csv(body, reader.schema, max_rows)
-    raise WrongType(f"wanted Content-Type: {', '.join(KINDS[:-1])} or {KINDS[-1]}, got {kind or 'none'!r}")
+        rows = reader.read(body, named=named)
+    elif kind == ARROW:
+        rows = judge_columns(reader.schema, *read_stream(body, max_rows=max_rows), named=named)
+    elif kind == CSV:
+        rows = _read_csv(body, reader.schema, max_rows, named)
+    else:
+        raise WrongType(f"wanted Content-Type: {', '.join(KINDS[:-1])} or {KINDS[-1]}, got {kind or 'none'!r}")
+    if partial and rows.unnamed and len(rows.X):
+        faults = MOST_FAULTS + rows.unnamed
+        reason = f"{faults:,} faults, and an answer in part tells {MOST_FAULTS:,}; `gleaner score` takes whole tables"
+        raise BadRows([("", reason)])
+    return rows
 
 
-def _read_csv(body: bytes, schema: Schema, max_rows: int) -> Rows:
+def _read_csv(body: bytes, schema: Schema, max_rows: int, named: int) -> Rows:
     with open_csv(body, "the body") as file:
         try:
             file.columns.find_all(schema.features)
         except BadTable as e:  # it can be read, and is another table
             raise BadRows([("", e.reason)], lines=[e.line]) from e
-        count, pieces, faults = 0, [np.empty((0, len(schema.columns)))], dict[int, Sequence[BadValue]]()
-        for chunk in read_csv(file, schema):
+        pieces, faults = [np.empty((0, len(schema.columns)))], dict[int, Sequence[Fault]]()
+        count = unnamed = 0
+        for chunk in read_csv(file, schema, named=named):
             count += len(chunk.X) + len(chunk.refused)
             if count > max_rows:
                 raise TooLarge(f"more than {max_rows:,} rows; one request takes no more, so send several")
             pieces.append(chunk.X)
-            faults.update({row.index: row.faults for row in chunk.refused})
-        return Rows(np.concatenate(pieces), count, faults)
+            faults.update({row.index: row.faults for row in chunk.refused if row.faults})
+            unnamed += sum(row.unnamed for row in chunk.refused)
+        return Rows(np.concatenate(pieces), count, faults, unnamed)
 
 
 def write_answer(kind: str, answer: Answer) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 
 class GleanerError(Exception):
@@ -19,15 +20,27 @@ class BadSetting(GleanerError):
         self.source, self.key, self.reason = source, key, reason
 
 
-class BadValue(GleanerError):
-    """A cell, or a member of a JSON object, that its column does not accept.
+class Fault(NamedTuple):
+    """What is wrong with a cell, or with a member of a JSON object. A table can have a million, so it is small.
 
     place, number: what counts the rows ("line" of a file from 1, "row" of a body from 0), and which one.
     reason: what would be right, and what was there.
     """
 
+    place: str
+    number: int
+    column: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.place} {self.number}, column {self.column!r}: {self.reason}"
+
+
+class BadValue(GleanerError):
+    """A fault that ends everything; its parts are those of `Fault`."""
+
     def __init__(self, place: str, number: int, column: str, reason: str) -> None:
-        super().__init__(f"{place} {number}, column {column!r}: {reason}")
+        super().__init__(str(Fault(place, number, column, reason)))
         self.place, self.number, self.column, self.reason = place, number, column, reason
 
 
@@ -141,10 +154,10 @@ def environment_name(setting: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the closest known name, or the known names where none is close."""
+    """`; did you mean 'x'?` for the closest known name, or the known names where none is close."""
     known = list(known)
-    close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name[:60].lower(), [k.lower() for k in known], n=1, cutoff=0.6)
     for k in known:
         if close and k.lower() == close[0]:
             return f"; did you mean {k!r}?"
-    return f"; known: {', '.join(map(repr, sorted(known)))}"
+    return f"; known: {', '.join(map(repr, sorted(known)[:40]))}{', ...' if len(known) > 40 else ''}"

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gleaner.errors import BadTable, BadValue, Unwritable
+from gleaner.errors import BadTable, Fault, Unwritable
 from gleaner.schema import Array, Feature, Schema, show
 from gleaner.scoring import Output, Source
 from gleaner.tables import Chunk, Header, RefusedRow
@@ -68,7 +68,7 @@ class ParquetSource:
             row = self._seen + i
             wrong = [column for column in columns if not column.good[i]]
             reasons = [(column.feature, show(column.values[i].as_py())) for column in wrong]
-            faults = [BadValue("row", row, f.name, f"wanted {f.wanted}, got {got}") for f, got in reasons]
+            faults = [Fault("row", row, f.name, f"wanted {f.wanted}, got {got}") for f, got in reasons]
             refused.append(RefusedRow(row, row, tuple(faults)))
         index = self._seen + np.flatnonzero(good)
         X = schema.matrix(np.column_stack([column.numbers for column in columns])[good])

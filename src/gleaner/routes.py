@@ -130,10 +130,12 @@ def _add_predict(flask: Flask, service: Service) -> None:
         switches = _read_switches()
         kind, body, told = request.mimetype, request.get_data(), _told()
         bound = service.bind(slot)
-        max_rows = service.serving.max_table_rows
-        rows, predictions = service.compute(
-            bound, body, lambda: read_rows(kind, body, bound.reader, max_rows=max_rows), partial=switches["partial"]
-        )
+        max_rows, partial = service.serving.max_table_rows, switches["partial"]
+
+        def read() -> Rows:
+            return read_rows(kind, body, bound.reader, max_rows=max_rows, partial=partial)
+
+        rows, predictions = service.compute(bound, body, read, partial=partial)
         told.rows = len(predictions)
         answer = Answer(rows, predictions, bound.loaded.version, told.id, **switches)
         return _predicted(write_answer(kind, answer), kind, bound, 207 if rows.faults else 200)

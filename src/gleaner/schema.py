@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gleaner.errors import BadValue, nearest
+from gleaner.errors import Fault, nearest
 
 Array = NDArray[np.float64]
 
@@ -92,8 +92,8 @@ class Feature:
     def accept_cells(self, cells: Sequence[str]) -> Array | None:
         """The numbers of many cells at once, each as `accept_cell` gives it; None unless it is plain that it would."""
         if self.type == "category":
-            # Backwards, so that a word that stands twice is its first; an empty cell may be part of a blank row.
-            places = {word: float(i) for i, word in reversed(list(enumerate(self.values))) if word}
+            # Backwards, so that a word that stands twice is its first.
+            places = {word: float(i) for i, word in reversed(list(enumerate(self.values)))}
             try:
                 return np.array([places[cell.strip()] for cell in cells], dtype=np.float64)
             except KeyError:
@@ -166,24 +166,29 @@ class Schema:
             blocks.append(column == np.arange(len(feature.values)) if feature.type == "category" else column)
         return np.ascontiguousarray(np.hstack(blocks), dtype=np.float64)
 
-    def accept(self, row: Mapping[str, object], number: int) -> list[float] | list[BadValue]:
-        """The numbers of one JSON object, one per feature; or everything that is wrong with it."""
+    def accept(self, row: Mapping[str, object]) -> list[float]:
+        """The numbers of one JSON object, one per feature. Raises KeyError or ValueError if something is wrong."""
+        if len(row) != len(self.features):
+            raise ValueError
+        return [feature.accept(row[feature.name]) for feature in self.features]
+
+    def faults(self, row: Mapping[str, object], number: int, most: int, near: int = 5) -> tuple[list[Fault], int]:
+        """(what is wrong with one JSON object, at most so much of it; how much more is).
+
+        near: for so many unknown names the nearest feature is looked for, which can take milliseconds.
+        """
+        names = frozenset(self.names)
+        unknown = [name for name in row if name not in names]
+        wrong = [feature for feature in self.features if not _accepts(feature, row.get(feature.name))]
         faults = [
-            BadValue("row", number, name[:100], f"no such column{nearest(name[:100], self.names)}")
-            for name in row
-            if name not in self.names
+            Fault("row", number, name[:100], f"no such column{nearest(name, self.names) if i < near else ''}")
+            for i, name in enumerate(unknown[:most])
         ]
-        numbers = []
-        for feature in self.features:
-            if feature.name not in row:
-                faults.append(BadValue("row", number, feature.name, f"is missing; wanted {feature.wanted}"))
-                continue
-            try:
-                numbers.append(feature.accept(row[feature.name]))
-            except ValueError:
-                reason = f"wanted {feature.wanted}, got {show(row[feature.name])}"
-                faults.append(BadValue("row", number, feature.name, reason))
-        return faults or numbers
+        for feature in wrong[: most - len(faults)]:
+            is_there = feature.name in row
+            got = f"wanted {feature.wanted}, got {show(row[feature.name])}" if is_there else ""
+            faults.append(Fault("row", number, feature.name, got or f"is missing; wanted {feature.wanted}"))
+        return faults, len(unknown) + len(wrong) - len(faults)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -208,6 +213,14 @@ def _read_numbers(cells: Sequence[str], lowest: float, highest: float) -> Array 
     except ValueError:
         return None
     return numbers if ((lowest <= numbers) & (numbers <= highest)).all() else None
+
+
+def _accepts(feature: Feature, value: object) -> bool:
+    try:
+        feature.accept(value)
+    except ValueError:
+        return False
+    return True
 
 
 def show(value: object) -> str:

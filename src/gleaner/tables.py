@@ -10,6 +10,7 @@ import hashlib
 import io
 import math
 import re
+import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from gleaner.errors import BadTable, BadValue, nearest
+from gleaner.errors import BadTable, Fault, nearest
 from gleaner.schema import Array, Feature, Schema, Target, show
 
 LONGEST_LINE = 1 << 20
@@ -46,7 +47,7 @@ class Table:
     lines: NDArray[np.int64]
     days: Array
     taken: Mapping[str, str]
-    faults: tuple[BadValue, ...]
+    faults: tuple[Fault, ...]
     refused: int
     sha256: str
     encoding: str
@@ -55,11 +56,12 @@ class Table:
 @dataclass(frozen=True, slots=True)
 class RefusedRow:
     """A row that a column refused. index: its position among the table's rows, from 0; line: the physical line
-    on which it starts, from 1; faults: everything that is wrong with it."""
+    on which it starts, from 1; faults: what is wrong with it; unnamed: how much more is, beyond what was asked for."""
 
     index: int
     line: int
-    faults: tuple[BadValue, ...]
+    faults: tuple[Fault, ...]
+    unnamed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class Header:
             if at:
                 return at[0]
         wanted = " or ".join(repr(source) for source in (*sources, name))
-        near = nearest((*sources, name)[0], [cell.strip() for cell in self.cells])
+        near = nearest((*sources, name)[0], [cell.strip()[:60] for cell in self.cells[:1000]])
         raise BadTable(self.name, f"no column for {name!r}: wanted {wanted}{near}", line=self.line)
 
     def find_all(self, columns: Sequence[Feature | Target]) -> list[int]:
@@ -143,8 +145,10 @@ class CsvFile:
         self.columns = Header(name, self.header, line=1)
 
     def rows(self, until: float = math.inf) -> Iterator[tuple[int, list[str]]]:
-        """(physical line on which it starts, cells) of each row that is not blank and starts before a byte.
+        """(physical line on which it starts, cells) of each row that starts before a byte.
 
+        A line without any cell is no row: an empty one, or one of blanks only. One of delimiters is a row of empty
+        cells: what a spreadsheet leaves below its table, or a row with every value missing, and nobody can tell which.
         Raises BadTable.
         """
         lines = self.lines
@@ -154,7 +158,9 @@ class CsvFile:
                 cells = next(self._reader, None)
                 if cells is None:
                     return
-                if any(cells):
+                # In a table of one column, blanks are its cell.
+                is_blank = not cells or (len(cells) == 1 < len(self.header) and cells[0].isspace())
+                if not is_blank:
                     yield line, cells
         except csv.Error as e:
             raise BadTable(self.name, f"is not CSV: {e}", line=lines.number) from e
@@ -194,13 +200,16 @@ def open_csv(source: Path | bytes | BinaryIO, name: str = "") -> Iterator[CsvFil
         yield opened
 
 
-def read_rows(file: CsvFile, schema: Schema, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Chunk]:
+def read_rows(
+    file: CsvFile, schema: Schema, *, named: int = sys.maxsize, block_bytes: int = BLOCK_BYTES
+) -> Iterator[Chunk]:
     """The rows of an opened file, for predicting: features and no target, in chunks of at most about `block_bytes`.
 
-    A column that no feature claims is ignored; blank rows are none.
+    A column that no feature claims is ignored. named: of how many faults the reason is told;
+    the others are only counted.
     Raises BadTable if a feature has no column, or where the file is not CSV.
     """
-    for chunk in _chunks(file, schema.features, file.columns.find_all(schema.features), block_bytes):
+    for chunk in _chunks(file, schema.features, file.columns.find_all(schema.features), named, block_bytes):
         yield replace(chunk, X=schema.matrix(chunk.X))
 
 
@@ -214,12 +223,12 @@ def read_table(
     """
     columns: list[Feature | Target] = [*schema.features, schema.target]
     kept, days, started = array("d"), array("d"), array("q")
-    faults: list[BadValue] = []
+    faults: list[Fault] = []
     refused = 0
     with open_csv(path) as file:
         found = file.columns.find_all(columns)
         day = file.columns.find_day(schema.date_sources)
-        for chunk in _chunks(file, columns, found, BLOCK_BYTES):
+        for chunk in _chunks(file, columns, found, NAMED_FAULTS, BLOCK_BYTES):
             kept.frombytes(chunk.X.tobytes())
             started.frombytes(chunk.lines.tobytes())
             if day is None:
@@ -228,7 +237,7 @@ def read_table(
                 days.extend(_day(cells[day]) if day < len(cells) else math.nan for cells in chunk.cells)
             refused += len(chunk.refused)
             for row in chunk.refused:
-                faults.extend(row.faults[: NAMED_FAULTS - len(faults)])
+                faults.extend(row.faults)
             if len(started) + refused > max_rows:
                 line = next(line for index, line in _places(chunk) if index == max_rows)
                 raise BadTable(path, f"more than {max_rows:,} rows; raise training.max_rows to use them", line=line)
@@ -253,9 +262,9 @@ def read_table(
 
 
 def _chunks(
-    file: CsvFile, columns: Sequence[Feature | Target], found: Sequence[int], block_bytes: int
+    file: CsvFile, columns: Sequence[Feature | Target], found: Sequence[int], named: int, block_bytes: int
 ) -> Iterator[Chunk]:
-    """The rest of a file, X being one number per column.
+    """The rest of a file, X being one number per column, with the reasons of its first `named` faults.
 
     A block of lines is accepted whole, at the speed of C, or judged row by row; only the judge refuses. Around what
     is not accepted the blocks are small, and then grow again.
@@ -264,12 +273,14 @@ def _chunks(
     while block := file.lines.peek(size):
         chunk = _accept(file, columns, found, block, seen)
         if chunk:
+            file.lines.skip(block)
             size = min(2 * size, block_bytes)
         elif size > _JUDGED_BYTES:
             size = _JUDGED_BYTES
             continue
         else:
-            chunk = _judge(file, columns, found, len(block), seen)
+            chunk = _judge(file, columns, found, len(block), seen, named)
+            named -= sum(len(row.faults) for row in chunk.refused)
         if rows := len(chunk.cells) + len(chunk.refused):
             seen += rows
             yield chunk
@@ -279,7 +290,7 @@ def _accept(
     file: CsvFile, columns: Sequence[Feature | Target], found: Sequence[int], block: bytes, seen: int
 ) -> Chunk | None:
     """The chunk in a block of whole lines, if every row in it is whole, as wide as the header, and right in every
-    way; else None, with the file left where it was. Blank lines are fine."""
+    way; else None. Empty lines are fine. The file stays where it is."""
     if len(block) >= LONGEST_LINE:
         return None
     try:
@@ -303,21 +314,25 @@ def _accept(
             return None
         X[:, j] = numbers
     lines += file.lines.number + 1
-    file.lines.skip(len(block), ends)
     return Chunk(X, np.arange(seen, seen + len(rows)), lines, rows, ())
 
 
-def _judge(file: CsvFile, columns: Sequence[Feature | Target], found: Sequence[int], size: int, seen: int) -> Chunk:
-    """The chunk in the next `size` bytes of a file, with everything that is wrong in it."""
+def _judge(
+    file: CsvFile, columns: Sequence[Feature | Target], found: Sequence[int], size: int, seen: int, named: int
+) -> Chunk:
+    """The chunk in the next `size` bytes of a file, with the reasons of its first `named` faults; the file is moved on,
+    and farther where a cell in quotes goes on, which only reading it can tell."""
     X, index, lines = array("d"), array("q"), array("q")
     accepted: list[list[str]] = []
     refused: list[RefusedRow] = []
     for i, (line, cells) in enumerate(file.rows(file.lines.at + size), seen):
-        row = _judge_row(columns, found, cells, line, len(file.header))
-        if isinstance(row, tuple):
-            refused.append(RefusedRow(i, line, row))
+        numbers, wrong = _read_cells(columns, found, cells, len(file.header))
+        if wrong:
+            faults = tuple(_fault(column, at, cells, line) for column, at in wrong[:named])
+            named -= len(faults)
+            refused.append(RefusedRow(i, line, faults, len(wrong) - len(faults)))
             continue
-        X.extend(row)
+        X.extend(numbers)
         index.append(i)
         lines.append(line)
         accepted.append(cells)
@@ -330,24 +345,35 @@ def _judge(file: CsvFile, columns: Sequence[Feature | Target], found: Sequence[i
     )
 
 
-def _judge_row(
-    columns: Sequence[Feature | Target], found: Sequence[int], cells: Sequence[str], line: int, width: int
-) -> list[float] | tuple[BadValue, ...]:
-    """The numbers in a row's cells, one per column; or everything that is wrong with it."""
-    numbers, wrong = [], []
+def _read_cells(
+    columns: Sequence[Feature | Target], found: Sequence[int], cells: Sequence[str], width: int
+) -> tuple[list[float], list[tuple[Feature | Target | None, int]]]:
+    """(the numbers in a row's cells, one per column; each column that refuses its cell, and where that is).
+
+    Where cells stand beyond the header, no column refuses them.
+    """
+    numbers: list[float] = []
+    wrong: list[tuple[Feature | Target | None, int]] = []
     for column, at in zip(columns, found, strict=True):
         try:
             numbers.append(column.accept_cell(cells[at]))
         except (IndexError, ValueError):
-            if at >= len(cells):
-                got = f"a row of {len(cells)} cells"
-            else:
-                got = show(cells[at]) if cells[at].strip() else "an empty cell"
-            wrong.append(BadValue("line", line, column.name, f"wanted {column.wanted}, got {got}"))
+            wrong.append((column, at))
     if any(cells[width:]):  # most often a comma inside a number, which moves every cell behind it
-        reason = f"wanted nothing beyond the {width} columns of the header, got {show(cells[width])}"
-        wrong.append(BadValue("line", line, str(width + 1), reason))
-    return tuple(wrong) or numbers
+        wrong.append((None, width))
+    return numbers, wrong
+
+
+def _fault(column: Feature | Target | None, at: int, cells: Sequence[str], line: int) -> Fault:
+    """What is wrong with the cell that a column refuses, or with the first one beyond the header."""
+    if column is None:
+        reason = f"wanted nothing beyond the {at} columns of the header, got {show(cells[at])}"
+        return Fault("line", line, str(at + 1), reason)
+    if at >= len(cells):
+        got = f"a row of {len(cells)} cells"
+    else:
+        got = show(cells[at]) if cells[at].strip() else "an empty cell"
+    return Fault("line", line, column.name, f"wanted {column.wanted}, got {got}")
 
 
 def _places(chunk: Chunk) -> Iterator[tuple[int, int]]:
@@ -393,9 +419,10 @@ class _Lines:
             raise _unreadable(self.name, e) from e
         return block
 
-    def skip(self, size: int, lines: int) -> None:
-        """Move on by so many bytes, which are so many lines."""
-        self.at, self.number = self.at + size, self.number + lines
+    def skip(self, block: bytes) -> None:
+        """Move on behind a block of lines that was peeked at."""
+        self.at += len(block)
+        self.number += block.count(b"\n") + (not block.endswith(b"\n"))
         self.file.seek(self.at)
 
 

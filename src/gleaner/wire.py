@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from gleaner.errors import BadBody, TooLarge
-from gleaner.rows import Rows, judge_objects
+from gleaner.rows import NAMED_FAULTS, Rows, judge_objects
 from gleaner.schema import Array, Feature, Schema, show
 
 JSON, PROBLEM = "application/json", "application/problem+json"
@@ -64,17 +64,17 @@ class RowReader:
         numbers = itertools.chain.from_iterable(map(self._columns, rows))
         return np.fromiter(numbers, np.float64, n * self._k).reshape(n, self._k)
 
-    def read(self, body: bytes) -> Rows:
+    def read(self, body: bytes, *, named: int = NAMED_FAULTS) -> Rows:
         """The rows of a body, each accepted or with what is wrong with it.
 
         Raises BadBody where it is not strict JSON, TooLarge for more rows than are taken at once.
         """
         value = read_json(body, max_depth=self.max_depth)
         if not isinstance(value, list):
-            return dataclasses.replace(judge_objects(self.schema, [value]), is_single=True)
+            return dataclasses.replace(judge_objects(self.schema, [value], named=named), is_single=True)
         if len(value) > self.max_rows:
             raise TooLarge(f"{len(value):,} rows; one request takes {self.max_rows:,}, so send several")
-        return judge_objects(self.schema, value)
+        return judge_objects(self.schema, value, named=named)
 
     def _expand(self, row: Any) -> tuple[float, ...]:
         """The columns of a row with categories in it."""

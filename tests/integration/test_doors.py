@@ -201,7 +201,8 @@ def wrong(feature: Feature) -> st.SearchStrategy[Any]:
 def tables(schema: Schema) -> st.SearchStrategy[list[Row]]:
     good = st.fixed_dictionaries({f.name: right(f) for f in schema.features})
     mixed = st.fixed_dictionaries({f.name: st.one_of(right(f), right(f), wrong(f)) for f in schema.features})
-    return st.lists(good, min_size=1, max_size=8) | st.lists(good | mixed, min_size=1, max_size=8)
+    nothing = st.just(dict.fromkeys(schema.names))
+    return st.lists(good, min_size=1, max_size=8) | st.lists(good | mixed | nothing, min_size=1, max_size=8)
 
 
 def test_every_door_says_the_same_of_the_same_rows(ask, schema):
@@ -343,6 +344,17 @@ def test_a_table_without_a_good_row_is_refused_though_asked_for_in_part(routes):
     assert 422 == routes.post("/v1/predict?partial=true", json=[{}, {}]).status_code
 
 
+def test_a_table_with_more_faults_than_an_answer_in_part_tells_is_refused_with_the_bound(routes):
+    text = "time_spent,doors_in_route,assessed_value\n30,50,200000\n" + "30,,200000\n" * 10_001
+
+    answer = send_csv(routes, text, "?partial=true")
+
+    said = "10,001 faults, and an answer in part tells 10,000; `gleaner score` takes whole tables"
+    assert (422, said) == (answer.status_code, answer.json()["detail"])
+    assert 10_001 == len(send_csv(routes, text.removesuffix("30,,200000\n"), "?partial=true").text.split("\r\n")) - 2
+    assert "100 faults, and 9901 more" == send_csv(routes, text).json()["detail"]
+
+
 def test_arrow_in_part_has_a_null_and_a_reason(routes):
     table = pa.table({name: [value, value] for name, value in ROUTE.items()})
     table = table.set_column(0, "time_spent", pa.array([30, None]))
@@ -362,6 +374,19 @@ def test_arrow_in_part_has_a_null_and_a_reason(routes):
         "version": [1, 1],
         "fault": [None, "row 1, column 'time_spent': wanted a number from 0 to 1,440, got null"],
     } == pa.ipc.open_stream(answer.content).read_all().to_pydict()
+
+
+def test_a_row_of_empty_cells_in_a_csv_file_keeps_its_place(routes):
+    text = "time_spent,doors_in_route,assessed_value\n30,50,200000\n,,\n\n30,50,200000\n"
+
+    answer = send_csv(routes, text, "?partial=true")
+
+    assert 207 == answer.status_code
+    assert [repr(NUMBER), "", repr(NUMBER)] == [line.partition(",")[0] for line in answer.text.split("\r\n")[1:-1]]
+    assert ["/1/time_spent", "/1/doors_in_route", "/1/assessed_value"] == [
+        entry["pointer"] for entry in send_csv(routes, text).json()["errors"]
+    ]
+    assert 422 == send_csv(routes, "time_spent,doors_in_route,assessed_value\n,,\n").status_code
 
 
 def test_details_of_a_csv_file_are_columns_beside_the_prediction(routes):

@@ -278,7 +278,7 @@ MOVED: dict[str, tuple[float, dict[str, dict[str, float]]]] = {
                 "training_age_days": 0.5,
                 "restarts": 7,
                 "restart_window_seconds": 60,
-                "least_requests_per_second": 50,
+                "few_failures": 123,
             },
             "objectives": {"availability": 0.9995, "latency_seconds": 0.03, "latency_quantile": 0.9},
         },
@@ -319,20 +319,25 @@ def test_a_broken_rule_fails_its_cases(group, broken, files, tmp_path):
     (tmp_path / "rules").mkdir()
     (tmp_path / "tests").mkdir()
     parsed = yaml.safe_load(files[f"prometheus/rules/{group}.yml"])
-    (tmp_path / "tests" / "t.yml").write_text(files[f"prometheus/tests/{group}.yml"])
+    tests = yaml.safe_load(files[f"prometheus/tests/{group}.yml"])
     alerts = [rule for rule in parsed["groups"][0]["rules"] if "alert" in rule]
     tried = 0
     for rule in alerts:
-        good = dict(rule)
+        good, expr = dict(rule), rule["expr"]
+        own = [test for test in tests["tests"] if test["name"].startswith(f"{good['alert']}: ")]
+        (tmp_path / "tests" / "t.yml").write_text(json.dumps({**tests, "tests": own}))
         if broken == "never":
-            rule["expr"] = f"({good['expr']}\n) and vector(0) > 1"
+            bad = [{**good, "expr": f"({expr}\n) and vector(0) > 1"}]
         elif broken == "always":
-            rule["expr"] = "vector(1)"
+            bad = [{**good, "expr": "vector(1)"}]
         elif broken == "at once":
-            rule.pop("for", None)
-        elif match := re.fullmatch(r"(.*) ([<>]) ([^<>]*)", good["expr"], re.DOTALL):
-            rule["expr"] = f"{match[1]} {'<' if match[2] == '>' else '>'} {match[3]}"
-        if rule != good:
+            bad = [{k: v for k, v in good.items() if k != "for"}] if "for" in good else []
+        else:  # each of its comparisons by itself
+            turned = [(m.start(1), "<" if m[1] == ">" else ">") for m in re.finditer(r" ([<>]) ", expr)]
+            bad = [{**good, "expr": expr[:i] + other + expr[i + 1 :]} for i, other in turned]
+        for worse in bad:
+            rule.clear()
+            rule.update(worse)
             (tmp_path / "rules" / f"{group}.yml").write_text(yaml.safe_dump(parsed))
             done = subprocess.run(
                 [promtool, "test", "rules", str(tmp_path / "tests" / "t.yml")],
@@ -341,7 +346,7 @@ def test_a_broken_rule_fails_its_cases(group, broken, files, tmp_path):
                 timeout=120,
                 check=False,
             )
-            assert 1 == done.returncode, f"{good['alert']} {broken}"
+            assert 1 == done.returncode, f"{rule['alert']} {broken}: {rule['expr']}"
             assert "FAILED" in done.stdout + done.stderr
             tried += 1
         rule.clear()
@@ -356,8 +361,9 @@ BURNING = "ErrorBudgetBurn"
 @pytest.mark.parametrize(
     ("group", "rule", "part", "instead"),
     [
-        ("service", "", r"> 0\.1  #", "> -1  #"),  # little traffic
-        ("budget", "", r"> 0\.1  #", "> -1  #"),
+        *((group, "", r"> 10  #", "> -1  #") for group in ("service", "budget")),  # a few failures
+        *((group, "", r"> 10  #", "> 30  #") for group in ("service", "budget")),  # all of a few requests
+        ("budget", BURNING, r"\[(1h|6h|1d)\]", "[5m]"),
         ("service", "", r'(, )?route!~"[^"]*"', ""),  # health checks
         ("service", "", r'status=~"5\.\."', 'status="500"'),  # 503
         ("service", "", r'status=~"5\.\.", ', ""),  # 422
@@ -406,6 +412,43 @@ def test_a_rule_without_one_of_its_parts_fails_its_cases(group, rule, part, inst
     assert 1 == done.returncode
     assert "FAILED" in done.stdout + done.stderr
     assert "parse error" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("alert", "failing", "well", "hours", "told"),
+    [
+        ("HighErrorRate", 5.4, 0, 24, ["page"]),  # a total outage
+        ("ErrorBudgetBurn", 5.4, 0, 24, ["page", "page", "ticket"]),
+        ("ErrorBudgetBurn", 0.3, 14.7, 8, ["ticket"]),  # four times too fast
+        ("HighErrorRate", 1, 0, 24, []),  # ...
+        ("ErrorBudgetBurn", 1, 0, 24, ["page", "page", "ticket"]),  # ... which the longer windows show
+        ("ErrorBudgetBurn", 0, 5.4, 24, []),
+    ],
+)
+def test_a_service_that_is_asked_a_few_times_a_minute_is_watched(alert, failing, well, hours, told, settings, tmp_path):
+    """failing, well: requests a minute."""
+    write_tree(tmp_path, render(settings, "local", tmp_path))
+    labels = 'job="ml-api",instance="ml-app:8010",service="ml-app",method="POST",route="/v1/predict"'
+    series = {
+        f'http_requests_total{{{labels},status="{status}"}}': n for status, n in (("500", failing), ("200", well))
+    }
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": f"0+{n}x{60 * hours}"} for name, n in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": f'count by (severity) (ALERTS{{alertname="{alert}", alertstate="firing"}})',
+                "eval_time": f"{hours}h",
+                "exp_samples": [
+                    {"labels": f'{{severity="{severity}"}}', "value": told.count(severity)}
+                    for severity in sorted({*told})
+                ],
+            }
+        ],
+    }
+    files = [str(path) for path in (tmp_path / "prometheus" / "rules").iterdir()]
+    test = {"rule_files": files, "evaluation_interval": "5m", "tests": [case]}
+    check(["promtool", "test", "rules"], {"t.yml": yaml.safe_dump(test)}, tmp_path)
 
 
 def check(command: list[str], files: Mapping[str, str], folder: Path) -> None:

@@ -149,9 +149,15 @@ class _Cases:
         # Between values, and between looks at the budget's rules.
         self.step, self.look = self.at.scrape_seconds, make_times(settings, "budget", hurry)[1]
         self.budget = 1 - settings.objectives.availability
-        # Requests a second: enough to tell, and too few.
-        least = self.at.least_requests_per_second
-        self.many, self.few = max(100.0, 100 * least), 0.5 * least
+
+    def asked(self, share: float, window: float, *, failures: float | None = None) -> float:
+        """Requests a second of which a share gives so many failures in a window; where none are named, very many."""
+        return (100 * (self.at.few_failures + 1) if failures is None else failures) / (share * window)
+
+    @property
+    def some(self) -> tuple[float, float]:
+        """Failures that are enough to say something, and too few."""
+        return 1.3 * self.at.few_failures + 2, 0.7 * self.at.few_failures
 
     def gauge(
         self,
@@ -175,24 +181,27 @@ class _Cases:
         window, most = self.at.error_window_seconds, self.at.error_ratio
         bad, good, short = min(1.0, 1.2 * most), 0.8 * most, min(1.0, 2.4 * most)
         well, whole = (0.0, 4 * window), window + 2 * self.step
-        asked = _requests([(0.0, whole)], self.many)
-        probes = _requests([(1.0, whole)], self.many, route="/readyz", method="GET")
+        many, (enough, few) = self.asked(most, window), (self.asked(1.0, window, failures=n) for n in self.some)
+        asked = _requests([(0.0, whole)], many)
+        probes = _requests([(1.0, whole)], many, route="/readyz", method="GET")
         half = min(1.0, 2 * bad)
         two = {
-            **_requests([(half, whole)], self.many),
-            **_requests([(2 * bad - half, whole)], self.many, instance=OTHER_APP["instance"]),
+            **_requests([(half, whole)], many),
+            **_requests([(2 * bad - half, whole)], many, instance=OTHER_APP["instance"]),
         }
         fires = [Firing(alert, {"service": "ml-app"}, percent(bad))]
+        outage = [Firing(alert, {"service": "ml-app"}, percent(1.0))]
         return [
-            Case(alert, "fires", _requests([well, (bad, whole)], self.many), fires),
-            Case(alert, "fires on 503, too", _requests([(bad, whole)], self.many, fault="503"), fires),
+            Case(alert, "fires", _requests([well, (bad, whole)], many), fires),
+            Case(alert, "fires on 503, too", _requests([(bad, whole)], many, fault="503"), fires),
             Case(alert, "fires for a service of two instances", two, fires),
-            Case(alert, "a blip", _requests([well, (short, window / 4)], self.many)),
-            Case(alert, "fewer failures", _requests([(good, whole)], self.many)),
-            Case(alert, "too little traffic", _requests([(1.0, whole)], self.few)),
+            Case(alert, "fires where little is asked, and all fails", _requests([(1.0, whole)], enough), outage),
+            Case(alert, "a blip", _requests([well, (short, window / 4)], many)),
+            Case(alert, "fewer failures", _requests([(good, whole)], many)),
+            Case(alert, "a few failures, though all fails", _requests([(1.0, whole)], few)),
             Case(alert, "health checks that say no", {**asked, **probes}),
-            Case(alert, "faults of the callers", {**asked, **_requests([(1.0, whole)], self.many, fault="422")}),
-            Case(alert, "gone again", _requests([(bad, whole), (0.0, whole)], self.many)),
+            Case(alert, "faults of the callers", {**asked, **_requests([(1.0, whole)], many, fault="422")}),
+            Case(alert, "gone again", _requests([(bad, whole), (0.0, whole)], many)),
         ]
 
     def error_budget_burn(self, alerts: Sequence[Alert]) -> list[Case]:
@@ -201,22 +210,22 @@ class _Cases:
         for alert, (rate, *windows, _) in zip(alerts, BURN_RATES, strict=True):
             long, short = (seconds / self.hurry for seconds in windows)
             at, burn, ended = f"{number(rate)} times", (1.2 * rate, 1.1 * long), (0.0, 1.3 * short)
+            many = self.asked(rate * self.budget, long)
+            enough, few = (self.asked(1.2 * rate * self.budget, long, failures=n) for n in self.some)
             fires = [Firing(alert, {"service": "ml-app"}, f"{1.2 * rate:.1f}")]
+            shown = f"gone again, though the long window at {at} still shows it"
             cases += [
-                Case(alert, f"fires above {at}", self.burnt(burn), fires),
-                Case(alert, f"not yet at {at}", self.burnt((0.8 * rate, 1.1 * long))),
-                Case(alert, f"a blip of {at}", self.burnt((1.5 * rate, 1.3 * short))),
-                Case(alert, f"gone again, though the long window at {at} still shows it", self.burnt(burn, ended)),
-                Case(alert, f"a blip soon after {at}", self.burnt(burn, ended, (1.5 * rate, short / 4))),
-                Case(
-                    alert,
-                    f"too little traffic for {at}",
-                    self.burnt((1 / self.budget, 1.1 * long), per_second=self.few),
-                ),
+                Case(alert, f"fires above {at}", self.burnt([burn], many), fires),
+                Case(alert, f"fires above {at} where little is asked", self.burnt([burn], enough), fires),
+                Case(alert, f"not yet at {at}", self.burnt([(0.8 * rate, 1.1 * long)], many)),
+                Case(alert, f"a blip of {at}", self.burnt([(1.5 * rate, 1.3 * short)], many)),
+                Case(alert, shown, self.burnt([burn, ended], many)),
+                Case(alert, f"a blip soon after {at}", self.burnt([burn, ended, (1.5 * rate, short / 4)], many)),
+                Case(alert, f"a few failures above {at}", self.burnt([burn], few)),
             ]
         return cases
 
-    def burnt(self, *parts: tuple[float, float], per_second: float | None = None) -> dict[str, Pieces]:
+    def burnt(self, parts: Sequence[tuple[float, float]], per_second: float) -> dict[str, Pieces]:
         """Requests that fail so many times as often as promised, for so many seconds, after a good day or more.
 
         More, so that they end when the rules are looked at.
@@ -224,7 +233,7 @@ class _Cases:
         seconds = sum(seconds for _, seconds in parts)
         good = self.look * math.ceil((_DAY / self.hurry + seconds) / self.look) - seconds
         shares = [(0.0, good), *((min(1.0, times * self.budget), seconds) for times, seconds in parts)]
-        return _requests(shares, self.many if per_second is None else per_second)
+        return _requests(shares, per_second)
 
     def slow_predictions(self, alert: Alert) -> list[Case]:
         window, promised = self.at.slow_window_seconds, self.settings.objectives
@@ -234,14 +243,16 @@ class _Cases:
         slow, labels = 2 * (1 - promised.latency_quantile), {"service": "ml-app", "model_version": "v1"}
         middle = BUCKETS[i] + (BUCKETS[i + 1] - BUCKETS[i]) / 2
         fires = [Firing(alert, labels, f"{middle:.3g}")]
-        quick = _durations(i, [(0.0, whole)], 100 * self.many, slot="v2")
+        many, (enough, few) = self.asked(slow, window), (self.asked(slow, window, failures=n) for n in self.some)
+        quick = _durations(i, [(0.0, whole)], 100 * many, slot="v2")
         return [
-            Case(alert, "fires", _durations(i, [well, (slow, whole)], self.many), fires),
-            Case(alert, "fires for one slot of two", {**quick, **_durations(i, [(slow, whole)], self.many)}, fires),
-            Case(alert, "a blip", _durations(i, [well, (slow, window / 4)], self.many)),
-            Case(alert, "a few slow ones", _durations(i, [(slow / 4, whole)], self.many)),
-            Case(alert, "too little traffic", _durations(i, [(1.0, whole)], self.few)),
-            Case(alert, "gone again", _durations(i, [(slow, whole), (0.0, whole)], self.many)),
+            Case(alert, "fires", _durations(i, [well, (slow, whole)], many), fires),
+            Case(alert, "fires for one slot of two", {**quick, **_durations(i, [(slow, whole)], many)}, fires),
+            Case(alert, "fires where little is asked", _durations(i, [(slow, whole)], enough), fires),
+            Case(alert, "a blip", _durations(i, [well, (slow, window / 4)], many)),
+            Case(alert, "a smaller share", _durations(i, [(slow / 4, whole)], many)),
+            Case(alert, "a few slow ones", _durations(i, [(slow, whole)], few)),
+            Case(alert, "gone again", _durations(i, [(slow, whole), (0.0, whole)], many)),
         ]
 
     def no_model(self, alert: Alert) -> list[Case]:

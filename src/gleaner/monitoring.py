@@ -136,7 +136,7 @@ def _prometheus(addresses: Mapping[str, str], interval: str) -> dict[str, Any]:
 
 
 def _rules(settings: Settings, group: Group, hurry: float) -> dict[str, Any]:
-    records = make_records(settings, hurry) if group == "budget" else {}
+    records = make_records(hurry) if group == "budget" else {}
     rules: list[dict[str, Any]] = [{"record": name, "expr": expr} for name, expr in records.items()]
     for alert in make_alerts(settings, hurry):
         if alert.group == group:

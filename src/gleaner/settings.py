@@ -221,8 +221,8 @@ class Alerts(_Section):
     training_age_days: float = Field(30, gt=0, description="TrainingStale: no training has succeeded for this long.")
     restarts: int = Field(2, ge=1, description="RestartLoop: a process started anew more often than this ...")
     restart_window_seconds: Seconds = Field(900, description="... within this long.")
-    least_requests_per_second: float = Field(
-        0.1, gt=0, description="With less traffic, shares and quantiles say nothing, and nothing is alerted on them."
+    few_failures: int = Field(
+        10, ge=0, description="So few failed requests, or slow ones, in the window of an alert say nothing."
     )
     runbooks: str = Field("docs/alerts.md", description="Where that page can be read: the start of `runbook_url`.")
     dashboards: str = Field("", description="Grafana's address for people; empty for this machine's `ports.grafana`.")

@@ -249,13 +249,16 @@ def _processes(at: Alerts) -> list[Alert]:
             )
             for severity, match in of_severity.items()
         ),
-        Alert(
-            "RestartLoop",
-            "processes",
-            "page",
-            f"changes(process_start_time_seconds[{restarts}]) > {number(at.restarts)}",
-            f"{{{{ $labels.service }}}} started anew {{{{ $value }}}} times in {restarts}.",
-            "A process ends again and again; its log says why.",
+        *(
+            Alert(
+                "RestartLoop",
+                "processes",
+                severity,
+                f"changes(process_start_time_seconds{{service{match}}}[{restarts}]) > {number(at.restarts)}",
+                f"{{{{ $labels.service }}}} started anew {{{{ $value }}}} times in {restarts}.",
+                "A process ends again and again; its log says why.",
+            )
+            for severity, match in of_severity.items()
         ),
         Alert(
             "HighMemoryUsage",

@@ -118,12 +118,12 @@ def make_cases(settings: Settings, hurry: float = 1.0) -> list[Case]:
             a, "validation_accuracy", cases.at.validation_accuracy, TRAINER, percent, worse=0.9
         ),
         "TrainingStale": cases.training_stale,
-        "RestartLoop": cases.restart_loop,
         "HighMemoryUsage": lambda a: cases.gauge(a, "app_memory_usage_bytes", cases.at.memory_bytes, APP, _humanize),
         "HighCPUUsage": lambda a: cases.gauge(a, "app_cpu_usage_percent", cases.at.cpu_percent, APP, "{:.1f}".format),
     }
     made = [case for name, maker in makers.items() for case in maker(alerts[name][0])]
-    made += [*cases.error_budget_burn(alerts["ErrorBudgetBurn"]), *cases.target_down(*alerts["TargetDown"])]
+    made += [*cases.error_budget_burn(alerts["ErrorBudgetBurn"])]
+    made += [*cases.target_down(*alerts["TargetDown"]), *cases.restart_loop(*alerts["RestartLoop"])]
     # That a process is up is all that NoModel and TargetDown need to know.
     nothing = {name: {} if name in {"NoModel", "TargetDown"} else _up(for_=cases.look) for name in alerts}
     return [*made, *(Case(alerts[name][0], "no data", series) for name, series in nothing.items())]
@@ -304,26 +304,23 @@ class _Cases:
             Case(alert, "not so long ago", {series: not_so_long}),
         ]
 
-    def restart_loop(self, alert: Alert) -> list[Case]:
-        series, most, window = (
-            _series("process_start_time_seconds", APP),
-            self.at.restarts,
-            self.at.restart_window_seconds,
-        )
+    def restart_loop(self, app: Alert, others: Alert) -> list[Case]:
+        most, window = self.at.restarts, self.at.restart_window_seconds
 
-        def started(times: int, *, every: float, then: float) -> dict[str, Pieces]:
-            """A process that began anew so many times, and then ran on."""
+        def started(times: int, *, every: float, then: float = self.step) -> dict[str, Pieces]:
+            """Processes that began anew so many times, and then ran on."""
             runs = [hold(every * n, for_=every) for n in range(times)]
-            return {series: [*runs, hold(every * times, for_=then)]}
+            pieces = [*runs, hold(every * times, for_=then)]
+            return {_series("process_start_time_seconds", labels): pieces for labels in (APP, TRAINER)}
 
         # So far apart that one more would not fit into the window.
-        every = window / (most + 2)
-        fires = [Firing(alert, APP, str(most + 1))]
+        apart = window / (most + 2)
+        fires = [Firing(app, APP, str(most + 1)), Firing(others, TRAINER, str(most + 1))]
         return [
-            Case(alert, "fires", started(most + 1, every=self.step, then=self.step), fires),
-            Case(alert, "fires on starts that lie far apart", started(most + 1, every=every, then=self.step), fires),
-            Case(alert, "as often as may be", started(most, every=self.step, then=self.step)),
-            Case(alert, "long ago", started(most + 1, every=self.step, then=window + 2 * self.step)),
+            Case(app, "fires", started(most + 1, every=self.step), fires),
+            Case(app, "fires on starts that lie far apart", started(most + 1, every=apart), fires),
+            Case(app, "as often as may be", started(most, every=self.step)),
+            Case(app, "long ago", started(most + 1, every=self.step, then=window + 2 * self.step)),
         ]
 
     def target_down(self, app: Alert, others: Alert) -> list[Case]:

@@ -123,7 +123,7 @@ def _failed_count(window: str, few: int) -> str:
 
 
 def _service(settings: Settings, at: Alerts, hurry: float) -> list[Alert]:
-    errors, slow, load = map(span, (at.error_window_seconds, at.slow_window_seconds, at.load_window_seconds))
+    errors, slow = map(span, (at.error_window_seconds, at.slow_window_seconds))
     slot, alias = next(iter(settings.serving.slots.items()))
     promised, few = settings.objectives, at.few_failures
     by_slot, durations = "sum by (service, model_version)", "model_prediction_duration_seconds"
@@ -165,13 +165,10 @@ def _service(settings: Settings, at: Alerts, hurry: float) -> list[Alert]:
             "ModelLoadFailing",
             "service",
             "ticket",
-            f"sum by (service, reason) (increase(model_load_failures_total[{load}])) > 0\n"
-            "or sum by (service, reason) (  # what a process refused before its first scrape is no increase\n"
-            "  model_load_failures_total and on (job, instance)\n"
-            f"  (time() - process_start_time_seconds < {number(at.load_window_seconds)})\n) > 0",
-            "{{ $labels.service }} refused a version: {{ $labels.reason }}.",
-            f"Within the last {load} an alias pointed at a version that failed its checks. The version that was in "
-            "service before stays.",
+            "max by (service, alias) (registry_alias_refused) > 0\n"
+            "or max by (service, alias) (model_alias_refused) > 0",
+            "{{ $labels.service }} refuses the version that {{ $labels.alias }} points at.",
+            "It failed its checks: /health_status and the log say which. The version that was in service before stays.",
             dashboard="gleaner-model",
         ),
     ]

@@ -275,23 +275,22 @@ class _Cases:
         ]
 
     def model_load_failing(self, alert: Alert) -> list[Case]:
-        window = self.at.load_window_seconds
-        failures, started = (
-            _series("model_load_failures_total", APP, reason="hash"),
-            _series("process_start_time_seconds", APP),
+        names = "model_alias_refused", "registry_alias_refused"
+        stored, registered = (_series(name, APP, alias="champion") for name in names)
+        another = _series("registry_alias_refused", OTHER_APP, alias="champion")
+        refused, well, long = (
+            hold(1, for_=2 * self.step),
+            hold(0, for_=2 * self.step),
+            hold(1, for_=_DAY / 8 / self.hurry),
         )
-        old, none = {started: [hold(-10 * window, for_=window)]}, hold(0, for_=window)
-        fires = [Firing(alert, {"service": "ml-app", "reason": "hash"})]
+        fires = [Firing(alert, {"service": "ml-app", "alias": "champion"})]
         return [
-            Case(alert, "fires", {**old, failures: [none, hold(1, for_=0.9 * window)]}, fires),
-            Case(
-                alert,
-                "fires on what was refused at the start",
-                {started: [hold(0, for_=self.step)], failures: [hold(1, for_=self.step)]},
-                fires,
-            ),
-            Case(alert, "nothing refused", {**old, failures: [none]}),
-            Case(alert, "long ago", {**old, failures: [none, hold(1, for_=2 * window)]}),
+            Case(alert, "fires on what the store points at", {stored: [refused]}, fires),
+            Case(alert, "fires on what the registry points at", {stored: [well], registered: [refused]}, fires),
+            Case(alert, "fires for one instance of two", {registered: [well], another: [refused]}, fires),
+            Case(alert, "fires for as long as it lasts", {stored: [well], registered: [well, long]}, fires),
+            Case(alert, "nothing refused", {stored: [well], registered: [well]}),
+            Case(alert, "gone again", {stored: [refused, well], registered: [refused, well]}),
         ]
 
     def training_stale(self, alert: Alert) -> list[Case]:

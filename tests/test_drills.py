@@ -134,7 +134,7 @@ def test_a_stage_has_copies_and_ports_of_its_own(tmp_path, tools):
 
 @pytest.mark.parametrize(("window", "scrape", "hurry"), [(300.0, 15.0, 20.0), (60.0, 15.0, 20.0), (8.0, 2.0, 8 / 3)])
 def test_windows_are_shortened_no_more_than_leaves_values_in_them(tmp_path, tools, window, scrape, hurry):
-    names = ("error", "load", "slow", "restart")
+    names = ("error", "slow", "restart")
     fill(tmp_path)
     windows = {f"{name}_window_seconds": window for name in names} | {"scrape_seconds": scrape}
     settings = settings_in(tmp_path, alerts={**windows, "restarts": 1})

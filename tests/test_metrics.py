@@ -12,6 +12,7 @@ import made
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from gleaner.artifact import MODEL
 from gleaner.events import Chosen, Epoch, Finished, Started, Step, Validated
 from gleaner.metrics import (
     BUCKETS,
@@ -162,8 +163,31 @@ def test_the_versions_in_the_slots_and_the_refusals_are_shown(registry, tmp_path
     )
     assert 1 == registry.get_sample_value("model_info", {"slot": "v2", "version": "2", "candidate": "linear", **shown})
     assert 1 == registry.get_sample_value("model_load_failures_total", {"reason": "store"})
+    assert 1 == registry.get_sample_value("model_alias_refused", {"alias": "champion"})
     for slot in ("v1", "v2"):
         assert before <= registry.get_sample_value("model_loaded_timestamp_seconds", {"slot": slot}) <= time.time()
+
+
+def test_an_alias_is_refused_for_as_long_as_it_points_there(registry, tmp_path):
+    store = made.fill(tmp_path / "store", made.artifact("decision_tree"), made.artifact("linear"))
+    slots = Slots(store, {"v1": "champion", "v2": "challenger"})
+    Models(slots, registry)
+    refused = lambda: [registry.get_sample_value("model_alias_refused", {"alias": a}) for a in slots.aliases.values()]  # noqa: E731
+    store.point({"challenger": None})
+    slots.refresh()
+    assert [0, 0] == refused()  # a missing alias is not a refused one
+
+    (store.folder(2) / MODEL).write_bytes(b"")
+    store.point({"champion": 2})
+    seen = []
+    for _ in range(3):
+        slots.refresh()
+        seen.append(refused())
+    store.point({"champion": 1})
+    slots.refresh()
+
+    assert [[1, 0]] * 3 == seen
+    assert [0, 0] == refused()
 
 
 def test_the_time_of_a_slot_is_that_of_its_own_last_move(registry, tmp_path):

@@ -23,12 +23,14 @@ from gleaner.app import App
 from gleaner.cases import make_cases
 from gleaner.errors import BadSetting
 from gleaner.events import Chosen, Finished, Started
-from gleaner.metrics import Resources, TrainingMetrics
+from gleaner.metrics import Following, Resources, TrainingMetrics
 from gleaner.monitoring import render, write_tree
+from gleaner.registry import Follower
 from gleaner.settings import Serving, Settings, load_settings
 from gleaner.slots import Slots
 
 DEPLOY = ROOT / "deploy"
+MLFLOW = "https://mlflow.example.org"
 TARGET_LABELS = {"job", "instance", "service"}
 
 
@@ -140,10 +142,10 @@ def test_a_service_that_listens_elsewhere_is_asked_there(host, asked, tmp_path):
 
 
 def test_somebody_elses_mlflow_is_no_target_of_ours(tmp_path):
-    settings = load_settings(ROOT / "gleaner.toml", {"tracking": {"uri": "https://mlflow.example.org"}})
+    settings = load_settings(ROOT / "gleaner.toml", {"tracking": {"uri": MLFLOW}})
 
     assert 3 == len(targets(render(settings, "local", tmp_path)))
-    assert "https://mlflow.example.org" in render(settings, "local", tmp_path)["grafana/dashboards/training.json"]
+    assert MLFLOW in render(settings, "local", tmp_path)["grafana/dashboards/training.json"]
 
 
 def test_a_port_that_is_any_free_one_cannot_be_rendered(tmp_path):
@@ -278,7 +280,7 @@ MOVED: dict[str, tuple[float, dict[str, dict[str, float]]]] = {
                 "training_age_days": 0.5,
                 "restarts": 7,
                 "restart_window_seconds": 60,
-                "least_requests_per_second": 50,
+                "few_failures": 123,
             },
             "objectives": {"availability": 0.9995, "latency_seconds": 0.03, "latency_quantile": 0.9},
         },
@@ -319,20 +321,25 @@ def test_a_broken_rule_fails_its_cases(group, broken, files, tmp_path):
     (tmp_path / "rules").mkdir()
     (tmp_path / "tests").mkdir()
     parsed = yaml.safe_load(files[f"prometheus/rules/{group}.yml"])
-    (tmp_path / "tests" / "t.yml").write_text(files[f"prometheus/tests/{group}.yml"])
+    tests = yaml.safe_load(files[f"prometheus/tests/{group}.yml"])
     alerts = [rule for rule in parsed["groups"][0]["rules"] if "alert" in rule]
     tried = 0
     for rule in alerts:
-        good = dict(rule)
+        good, expr = dict(rule), rule["expr"]
+        own = [test for test in tests["tests"] if test["name"].startswith(f"{good['alert']}: ")]
+        (tmp_path / "tests" / "t.yml").write_text(json.dumps({**tests, "tests": own}))
         if broken == "never":
-            rule["expr"] = f"({good['expr']}\n) and vector(0) > 1"
+            bad = [{**good, "expr": f"({expr}\n) and vector(0) > 1"}]
         elif broken == "always":
-            rule["expr"] = "vector(1)"
+            bad = [{**good, "expr": "vector(1)"}]
         elif broken == "at once":
-            rule.pop("for", None)
-        elif match := re.fullmatch(r"(.*) ([<>]) ([^<>]*)", good["expr"], re.DOTALL):
-            rule["expr"] = f"{match[1]} {'<' if match[2] == '>' else '>'} {match[3]}"
-        if rule != good:
+            bad = [{k: v for k, v in good.items() if k != "for"}] if "for" in good else []
+        else:  # each of its comparisons by itself
+            turned = [(m.start(1), "<" if m[1] == ">" else ">") for m in re.finditer(r" ([<>]) ", expr)]
+            bad = [{**good, "expr": expr[:i] + other + expr[i + 1 :]} for i, other in turned]
+        for worse in bad:
+            rule.clear()
+            rule.update(worse)
             (tmp_path / "rules" / f"{group}.yml").write_text(yaml.safe_dump(parsed))
             done = subprocess.run(
                 [promtool, "test", "rules", str(tmp_path / "tests" / "t.yml")],
@@ -341,7 +348,7 @@ def test_a_broken_rule_fails_its_cases(group, broken, files, tmp_path):
                 timeout=120,
                 check=False,
             )
-            assert 1 == done.returncode, f"{good['alert']} {broken}"
+            assert 1 == done.returncode, f"{rule['alert']} {broken}: {rule['expr']}"
             assert "FAILED" in done.stdout + done.stderr
             tried += 1
         rule.clear()
@@ -350,28 +357,51 @@ def test_a_broken_rule_fails_its_cases(group, broken, files, tmp_path):
     assert tried or (broken == "at once" and group == "budget")
 
 
+BURNING = "ErrorBudgetBurn"
+
+
 @pytest.mark.parametrize(
-    ("group", "part", "instead"),
+    ("group", "rule", "part", "instead"),
     [
-        ("service", r"> 0\.1  #", "> -1  #"),  # little traffic
-        ("budget", r"> 0\.1  #", "> -1  #"),
-        ("service", r'(, )?route!~"[^"]*"', ""),  # health checks
-        ("service", r'status=~"5\.\."', 'status="500"'),  # 503
-        ("service", r'status=~"5\.\.", ', ""),  # 422
-        ("budget", r"and (service:\S+) / [\d.]+ > [\d.]+  #", r"and \1 > -1  #"),  # the window that ends it
-        ("service", r"time\(\) - process_start_time_seconds < 600", "vector(0) > 1"),  # a refusal at the start
-        ("service", r"increase\(model_load_failures_total\[10m\]\)", "model_load_failures_total"),  # one long ago
-        ("service", r'model_info\{slot="v1"\}', "model_info"),  # another slot's model
-        ("processes", r"service!=", "service="),
+        *((group, "", r"> 10  #", "> -1  #") for group in ("service", "budget")),  # a few failures
+        *((group, "", r"> 10  #", "> 30  #") for group in ("service", "budget")),  # all of a few requests
+        ("budget", BURNING, r"\[(1h|6h|1d)\]", "[5m]"),
+        ("service", "", r'(, )?route!~"[^"]*"', ""),  # health checks
+        ("service", "", r'status=~"5\.\."', 'status="500"'),  # 503
+        ("service", "", r'status=~"5\.\.", ', ""),  # 422
+        ("service", "HighErrorRate", r"sum by \(service\)", "sum by (instance, service)"),  # two instances
+        ("service", "HighErrorRate", r"\[5m\]", "[1m]"),
+        ("service", "HighErrorRate", r"\[5m\]", "[15m]"),
+        ("service", "SlowPredictions", r"\[5m\]", "[1m]"),
+        ("service", "SlowPredictions", r"\[5m\]", "[1h]"),
+        ("service", "SlowPredictions", r"model_version, le", "le"),  # the quick slot beside it
+        ("service", "NoModel", r"on \(job, instance\)", "on (job)"),  # another instance's model
+        ("service", "NoModel", r'model_info\{slot="v1"\}', "model_info"),  # another slot's model
+        ("service", "ModelLoadFailing", r"registry_alias_refused", "model_alias_refused"),
+        ("service", "ModelLoadFailing", r"model_alias_refused", "registry_alias_refused"),
+        ("service", "ModelLoadFailing", r"max by", "min by"),  # one instance of two
+        ("budget", BURNING, r"and (service:\S+) / [\d.]+ > [\d.]+  #", r"and \1 > -1  #"),  # the window that ends it
+        ("budget", BURNING, r"(rate)1h( / [\d.]+ > 14\.4)\b", r"\g<1>5m\2"),  # the window that does not heed a blip
+        ("budget", BURNING, r"(rate)6h( / [\d.]+ > 6)\b", r"\g<1>30m\2"),
+        ("budget", BURNING, r"(rate)1d( / [\d.]+ > 3)\b", r"\g<1>2h\2"),
+        *(("budget", "service:", rf"\[{window}\]", "[5m]") for window in ("30m", "1h", "2h", "6h", "1d")),
+        ("budget", "service:", r"\[\w+\]", "[5m]"),
+        ("budget", "service:", r"\[5m\]", "[1h]"),
+        ("processes", "RestartLoop", r"\[15m\]", "[5m]"),
+        ("processes", "RestartLoop", r"\[15m\]", "[1h]"),
+        ("processes", "", r"service!=", "service="),
     ],
 )
-def test_a_rule_without_one_of_its_parts_fails_its_cases(group, part, instead, files, tmp_path):
-    for kind in ("rules", "tests"):
+def test_a_rule_without_one_of_its_parts_fails_its_cases(group, rule, part, instead, files, tmp_path):
+    """rule: what the names begin with of the rules that are broken."""
+    parsed, found = yaml.safe_load(files[f"prometheus/rules/{group}.yml"]), 0
+    for one in parsed["groups"][0]["rules"]:
+        if one.get("alert", one.get("record")).startswith(rule):
+            one["expr"], times = re.subn(part, instead, one["expr"])
+            found += times
+    for kind, text in (("rules", yaml.safe_dump(parsed)), ("tests", files[f"prometheus/tests/{group}.yml"])):
         (tmp_path / kind).mkdir()
-        (tmp_path / kind / f"{group}.yml").write_text(files[f"prometheus/{kind}/{group}.yml"])
-    rules = tmp_path / "rules" / f"{group}.yml"
-    text, found = re.subn(part, instead, rules.read_text())
-    rules.write_text(text)
+        (tmp_path / kind / f"{group}.yml").write_text(text)
     command = [tool("promtool"), "test", "rules", str(tmp_path / "tests" / f"{group}.yml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
@@ -379,6 +409,43 @@ def test_a_rule_without_one_of_its_parts_fails_its_cases(group, part, instead, f
     assert 1 == done.returncode
     assert "FAILED" in done.stdout + done.stderr
     assert "parse error" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("alert", "failing", "well", "hours", "told"),
+    [
+        ("HighErrorRate", 5.4, 0, 24, ["page"]),  # a total outage
+        ("ErrorBudgetBurn", 5.4, 0, 24, ["page", "page", "ticket"]),
+        ("ErrorBudgetBurn", 0.3, 14.7, 8, ["ticket"]),  # four times too fast
+        ("HighErrorRate", 1, 0, 24, []),  # ...
+        ("ErrorBudgetBurn", 1, 0, 24, ["page", "page", "ticket"]),  # ... which the longer windows show
+        ("ErrorBudgetBurn", 0, 5.4, 24, []),
+    ],
+)
+def test_a_service_that_is_asked_a_few_times_a_minute_is_watched(alert, failing, well, hours, told, settings, tmp_path):
+    """failing, well: requests a minute."""
+    write_tree(tmp_path, render(settings, "local", tmp_path))
+    labels = 'job="ml-api",instance="ml-app:8010",service="ml-app",method="POST",route="/v1/predict"'
+    series = {
+        f'http_requests_total{{{labels},status="{status}"}}': n for status, n in (("500", failing), ("200", well))
+    }
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": f"0+{n}x{60 * hours}"} for name, n in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": f'count by (severity) (ALERTS{{alertname="{alert}", alertstate="firing"}})',
+                "eval_time": f"{hours}h",
+                "exp_samples": [
+                    {"labels": f'{{severity="{severity}"}}', "value": told.count(severity)}
+                    for severity in sorted({*told})
+                ],
+            }
+        ],
+    }
+    files = [str(path) for path in (tmp_path / "prometheus" / "rules").iterdir()]
+    test = {"rule_files": files, "evaluation_interval": "5m", "tests": [case]}
+    check(["promtool", "test", "rules"], {"t.yml": yaml.safe_dump(test)}, tmp_path)
 
 
 def check(command: list[str], files: Mapping[str, str], folder: Path) -> None:
@@ -424,6 +491,9 @@ def exported(tmp_path_factory) -> Exported:
         ProcessCollector(registry=registry)
         Resources([], registry)
     App(slots, Serving(), service)
+    Following(
+        Follower(load_settings(ROOT / "gleaner.toml", {"tracking": {"uri": MLFLOW}}), slots.store), service
+    ).follower.last_success = 1.0
     metrics = TrainingMetrics(training)
     metrics.record(Started("linear"))
     champion = made.fitted("decision_tree")

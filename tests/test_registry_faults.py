@@ -562,9 +562,13 @@ def test_a_version_that_is_not_ours_or_not_whole_is_refused_once(
     registry.aliases["champion"] = 4
     registry.asked.clear()
 
+    Following(follower, metrics := CollectorRegistry())
+    refused = []
     for _ in range(3):
         follower.poll()
+        refused.append([metrics.get_sample_value("registry_alias_refused", {"alias": a}) for a in follower.aliases])
 
+    assert [[1, 0]] * 3 == refused
     assert {"champion": 1, "challenger": 2} == follower.store.aliases()
     assert before == everything(follower.store.root)
     assert {reason: 1} == {name: count for name, count in follower.refusals.items() if count}

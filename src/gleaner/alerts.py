@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from gleaner.metrics import UNMATCHED
+from gleaner.metrics import BUCKETS, UNMATCHED
 from gleaner.settings import Alerts, Settings
 
 Severity = Literal["page", "ticket"]
@@ -25,7 +25,8 @@ BURN_RATES: tuple[tuple[float, float, float, Severity], ...] = (
     (3.0, 86_400, 7_200, "ticket"),
 )
 
-_TOO_LITTLE = "# too little traffic says nothing"
+# Counted are failures, not requests: a service that is asked five times a minute is as much down as a busy one.
+_FEW = "# so few say nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +95,10 @@ def failed_record(window_seconds: float) -> str:
     return f"service:http_requests_failed:ratio_rate{span(window_seconds)}"
 
 
-def make_records(settings: Settings, hurry: float = 1.0) -> dict[str, str]:
+def make_records(hurry: float = 1.0) -> dict[str, str]:
     """What Prometheus computes ahead, by name: the share of failures over every window of a burn rate."""
     windows = sorted({window for _, long, short, _ in BURN_RATES for window in (long, short)})
-    least = settings.alerts.least_requests_per_second
-    return {failed_record(window): _failed_share(span(window / hurry), least) for window in windows}
+    return {failed_record(window): _failed_share(span(window / hurry)) for window in windows}
 
 
 def make_alerts(settings: Settings, hurry: float = 1.0) -> tuple[Alert, ...]:
@@ -107,38 +107,46 @@ def make_alerts(settings: Settings, hurry: float = 1.0) -> tuple[Alert, ...]:
     return (*_service(settings, at, hurry), *_training(at), *_processes(at))
 
 
-def _failed_share(window: str, least: float) -> str:
-    """The share of each service's requests that were answered 5xx, where there is traffic enough to tell."""
+def _failed_share(window: str) -> str:
+    """The share of each service's requests that were answered 5xx; NaN, which is above nothing, if there were none."""
     failed, asked = (
         f'sum by (service) (rate(http_requests_total{{{status}route!~"{PROBES}"}}[{window}]))'
         for status in ('status=~"5..", ', "")
     )
-    return f"{failed}\n  / {asked}\nand {asked} > {number(least)}  {_TOO_LITTLE}"
+    return f"{failed}\n  / {asked}"
+
+
+def _failed_count(window: str, few: int) -> str:
+    """Those services of which more than a few requests were answered 5xx."""
+    failed = f'http_requests_total{{status=~"5..", route!~"{PROBES}"}}'
+    return f"sum by (service) (increase({failed}[{window}])) > {few}  {_FEW}"
 
 
 def _service(settings: Settings, at: Alerts, hurry: float) -> list[Alert]:
-    errors, slow, load = map(span, (at.error_window_seconds, at.slow_window_seconds, at.load_window_seconds))
+    errors, slow = map(span, (at.error_window_seconds, at.slow_window_seconds))
     slot, alias = next(iter(settings.serving.slots.items()))
-    promised, least = settings.objectives, at.least_requests_per_second
+    promised, few = settings.objectives, at.few_failures
+    by_slot, durations = "sum by (service, model_version)", "model_prediction_duration_seconds"
+    kept = max((bound for bound in BUCKETS if bound <= promised.latency_seconds), default=BUCKETS[0])
     return [
         Alert(
             "HighErrorRate",
             "service",
             "page",
-            f"(\n{_failed_share(errors, least)}\n) > {number(at.error_ratio)}",
+            f"{_failed_share(errors)} > {number(at.error_ratio)}\nand {_failed_count(errors, few)}",
             "{{ $value | humanizePercentage }} of requests to {{ $labels.service }} fail.",
             f"More than {percent(at.error_ratio)} of requests were answered 5xx over the last {errors}. A 503 counts: "
             "whoever asked got no answer. Health checks and scrapes do not.",
         ),
-        *(_burn(promised.availability, hurry, *rate) for rate in BURN_RATES),
+        *(_burn(promised.availability, few, hurry, *rate) for rate in BURN_RATES),
         Alert(
             "SlowPredictions",
             "service",
             "page",
             f"histogram_quantile({number(promised.latency_quantile)}, sum by (service, model_version, le) (\n"
-            f"  rate(model_prediction_duration_seconds_bucket[{slow}])\n)) > {number(promised.latency_seconds)}\n"
-            f"and sum by (service, model_version) (\n  rate(model_prediction_duration_seconds_count[{slow}])\n"
-            f") > {number(least)}  {_TOO_LITTLE}",
+            f"  rate({durations}_bucket[{slow}])\n)) > {number(promised.latency_seconds)}\n"
+            f"and {by_slot} (increase({durations}_count[{slow}]))\n"
+            f'  - {by_slot} (increase({durations}_bucket{{le="{kept}"}}[{slow}])) > {few}  {_FEW}',
             'Predictions of slot {{ $labels.model_version }} take up to {{ $value | printf "%.3g" }} s.',
             f"{percent(promised.latency_quantile)} of predictions should take no longer than "
             f"{number(promised.latency_seconds)} s. Over the last {slow} they did.",
@@ -157,26 +165,26 @@ def _service(settings: Settings, at: Alerts, hurry: float) -> list[Alert]:
             "ModelLoadFailing",
             "service",
             "ticket",
-            f"sum by (service, reason) (increase(model_load_failures_total[{load}])) > 0\n"
-            "or sum by (service, reason) (  # what a process refused before its first scrape is no increase\n"
-            "  model_load_failures_total and on (job, instance)\n"
-            f"  (time() - process_start_time_seconds < {number(at.load_window_seconds)})\n) > 0",
-            "{{ $labels.service }} refused a version: {{ $labels.reason }}.",
-            f"Within the last {load} an alias pointed at a version that failed its checks. The version that was in "
-            "service before stays.",
+            "max by (service, alias) (registry_alias_refused) > 0\n"
+            "or max by (service, alias) (model_alias_refused) > 0",
+            "{{ $labels.service }} refuses the version that {{ $labels.alias }} points at.",
+            "It failed its checks: /health_status and the log say which. The version that was in service before stays.",
             dashboard="gleaner-model",
         ),
     ]
 
 
-def _burn(availability: float, hurry: float, rate: float, long: float, short: float, severity: Severity) -> Alert:
+def _burn(
+    availability: float, few: int, hurry: float, rate: float, long: float, short: float, severity: Severity
+) -> Alert:
     budget, over, also = number(1 - availability), span(long / hurry), span(short / hurry)
     return Alert(
         "ErrorBudgetBurn",
         "budget",
         severity,
         f"{failed_record(long)} / {budget} > {number(rate)}\n"
-        f"and {failed_record(short)} / {budget} > {number(rate)}  # and it still goes on",
+        f"and {failed_record(short)} / {budget} > {number(rate)}  # and it still goes on\n"
+        f"and {_failed_count(over, few)}",
         '{{ $labels.service }} uses up its error budget {{ $value | printf "%.1f" }} times too fast.',
         f"{percent(availability)} of requests should be answered without a 5xx. Over the last {over}, and over "
         f"the last {also}, more than {number(rate)} times as many failed as that allows.",
@@ -238,13 +246,16 @@ def _processes(at: Alerts) -> list[Alert]:
             )
             for severity, match in of_severity.items()
         ),
-        Alert(
-            "RestartLoop",
-            "processes",
-            "page",
-            f"changes(process_start_time_seconds[{restarts}]) > {number(at.restarts)}",
-            f"{{{{ $labels.service }}}} started anew {{{{ $value }}}} times in {restarts}.",
-            "A process ends again and again; its log says why.",
+        *(
+            Alert(
+                "RestartLoop",
+                "processes",
+                severity,
+                f"changes(process_start_time_seconds{{service{match}}}[{restarts}]) > {number(at.restarts)}",
+                f"{{{{ $labels.service }}}} started anew {{{{ $value }}}} times in {restarts}.",
+                "A process ends again and again; its log says why.",
+            )
+            for severity, match in of_severity.items()
         ),
         Alert(
             "HighMemoryUsage",

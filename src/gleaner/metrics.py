@@ -216,6 +216,12 @@ class Models(Collector):
         for reason in ("store", *REASONS):
             failures.add_metric([reason], self.slots.failures.get(reason, 0))
         yield failures
+        refused = GaugeMetricFamily(
+            "model_alias_refused", "1 while the store's alias points at a version that was refused.", labels=["alias"]
+        )
+        for alias, is_refused in {alias: self.slots.is_refused(s) for s, alias in self.slots.aliases.items()}.items():
+            refused.add_metric([alias], is_refused)
+        yield refused
 
 
 class Following(Collector):
@@ -234,6 +240,14 @@ class Following(Collector):
         for reason, count in self.follower.refusals.items():
             refusals.add_metric([reason], count)
         yield refusals
+        refused = GaugeMetricFamily(
+            "registry_alias_refused",
+            "1 while the registry's alias points at a version that was refused.",
+            labels=["alias"],
+        )
+        for alias in self.follower.aliases:
+            refused.add_metric([alias], self.follower.fault(alias) is not None)
+        yield refused
         last = GaugeMetricFamily("registry_last_success_timestamp_seconds", "When a look last succeeded.")
         if self.follower.last_success is not None:
             last.add_metric([], self.follower.last_success)

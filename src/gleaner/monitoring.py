@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from gleaner.alerts import Group, hurried, make_alerts, make_records, span
-from gleaner.cases import make_cases, make_times
+from gleaner.cases import make_cases, make_times, write_pieces
 from gleaner.dashboards import DATA_SOURCE, make_dashboards
 from gleaner.errors import BadSetting
 from gleaner.ports import reachable
@@ -136,7 +136,7 @@ def _prometheus(addresses: Mapping[str, str], interval: str) -> dict[str, Any]:
 
 
 def _rules(settings: Settings, group: Group, hurry: float) -> dict[str, Any]:
-    records = make_records(settings, hurry) if group == "budget" else {}
+    records = make_records(hurry) if group == "budget" else {}
     rules: list[dict[str, Any]] = [{"record": name, "expr": expr} for name, expr in records.items()]
     for alert in make_alerts(settings, hurry):
         if alert.group == group:
@@ -169,9 +169,9 @@ def _tests(settings: Settings, group: Group, hurry: float) -> dict[str, Any]:
             {
                 "name": f"{case.alert.name}: {case.title}",
                 "interval": span(step),
-                "input_series": [{"series": name, "values": values} for name, values in case.series.items()],
+                "input_series": [{"series": n, "values": write_pieces(p, step)} for n, p in case.series.items()],
                 "alert_rule_test": [
-                    {"alertname": case.alert.name, "eval_time": span(step * case.at) if case.at else "0s"}
+                    {"alertname": case.alert.name, "eval_time": span(case.at_seconds) if case.series else "0s"}
                     | ({"exp_alerts": expected} if expected else {})
                 ],
             }

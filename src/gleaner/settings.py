@@ -216,13 +216,12 @@ class Alerts(_Section):
     validation_accuracy_for_seconds: Seconds = Field(300, description="... for this long.")
     down_for_seconds: Seconds = Field(60, description="TargetDown: a process does not answer Prometheus for this long.")
     no_model_for_seconds: Seconds = Field(300, description="NoModel: the first slot has no model for this long.")
-    load_window_seconds: Seconds = Field(600, description="ModelLoadFailing: a version was refused within this long.")
     slow_window_seconds: Seconds = Field(300, description="SlowPredictions: `objectives` missed over this long.")
     training_age_days: float = Field(30, gt=0, description="TrainingStale: no training has succeeded for this long.")
     restarts: int = Field(2, ge=1, description="RestartLoop: a process started anew more often than this ...")
     restart_window_seconds: Seconds = Field(900, description="... within this long.")
-    least_requests_per_second: float = Field(
-        0.1, gt=0, description="With less traffic, shares and quantiles say nothing, and nothing is alerted on them."
+    few_failures: int = Field(
+        10, ge=0, description="So few failed requests, or slow ones, in the window of an alert say nothing."
     )
     runbooks: str = Field("docs/alerts.md", description="Where that page can be read: the start of `runbook_url`.")
     dashboards: str = Field("", description="Grafana's address for people; empty for this machine's `ports.grafana`.")
@@ -235,7 +234,7 @@ class Alerts(_Section):
 
     @model_validator(mode="after")
     def _can_be_watched(self) -> Self:
-        for name in ("error", "load", "slow", "restart"):
+        for name in ("error", "slow", "restart"):
             if getattr(self, f"{name}_window_seconds") < 4 * self.scrape_seconds:
                 raise ValueError(
                     f"{name}_window_seconds is less than four times scrape_seconds: too few values for a rate"

@@ -112,6 +112,10 @@ class Slots:
             ):
                 self._load(slot, version, stamp)
 
+    def is_refused(self, slot: str) -> bool:
+        """Whether what the slot's alias points at was refused, so that something else answers, or nothing."""
+        return slot in self._refused
+
     def follow(self, every_seconds: float, stop: threading.Event) -> None:
         """Refresh until told to stop."""
         while not stop.wait(every_seconds):

@@ -272,12 +272,14 @@ def test_a_version_that_is_not_gleaners_or_not_whole_is_refused_and_the_one_in_s
         assert detail in state["slots"]["v1"]["fault"]
         assert state["slots"]["v2"]["fault"] is None
         assert 1 == metric(service, "registry_refusals_total", reason=reason)
+        assert 1 == metric(service, "registry_alias_refused", alias="champion")
         assert 1 == events(service).count("version refused")
         assert 1 == mlflow_server.log.read_text().count("manifest.json") - asked
 
         client.set_registered_model_alias("made", "champion", "2")
         assert wait_for(lambda: versions(service) == [2, 2])
         assert "ok" == health(service)["status"]
+        assert 0 == metric(service, "registry_alias_refused", alias="champion")
 
 
 def test_a_registered_model_that_there_is_not_yet_is_waited_for(machine, client):

@@ -141,11 +141,10 @@ def stack(trained, tmp_path_factory) -> Iterator[Stack]:
         wait_for(lambda: "metrics stay" in (trainer / "train.log").read_text(), 120, "trained", trainer / "train.log")
         metrics = f"http://127.0.0.1:{ports['mlflow']}/metrics"
         wait_for(lambda: httpx.get(metrics).status_code == 200, 120, "MLflow up", folder / "mlflow.log")
-        # What a busy machine does to latency and to the traffic that it is sent is not looked at here.
+        # What a busy machine does to latency is not looked at here.
         flags = {
             "ports": {**ports, "ml_app_metrics": service.metrics_port},
             "objectives": {"latency_seconds": 5},
-            "alerts": {"least_requests_per_second": 0.01},
         }
         write_tree(folder, render(load_settings(folder / "gleaner.toml", flags), "local", folder, HURRY))
         addresses = {name: f"127.0.0.1:{ports[name]}" for name in ("prometheus", "alertmanager")}

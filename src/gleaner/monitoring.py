@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,19 +25,22 @@ _DASHBOARDS = Path("/etc/grafana/dashboards")
 _FOLDERS = ("prometheus/rules", "prometheus/tests", "grafana/dashboards")
 
 
-def render(settings: Settings, where: Where, folder: Path, hurry: float = 1.0) -> dict[str, str]:
+def render(
+    settings: Settings, where: Where, folder: Path, hurry: float = 1.0, services: Collection[str] | None = None
+) -> dict[str, str]:
     """Every file's text by its path in the tree; the same settings give the same bytes.
 
     where: `compose`, where services have names, or `local`, where all are on this machine and listen on `[ports]`.
     folder: where the tree is to stand; Grafana wants it in full, outside of compose.
     hurry: divides every `for:`, window and interval, so that an alert can be seen to fire without long waiting.
+    services: the ones that Prometheus is to ask; None for all that are there.
     Raises BadSetting for a port that is 0: nobody could be told where to look.
     """
     at = hurried(settings.alerts, hurry)
     addresses = _addresses(settings, where)
     dashboards = _DASHBOARDS if where == "compose" else folder.absolute() / "grafana/dashboards"
     files = {
-        "prometheus/prometheus.yml": _yaml(where, _prometheus(addresses, span(at.scrape_seconds))),
+        "prometheus/prometheus.yml": _yaml(where, _prometheus(addresses, services, span(at.scrape_seconds))),
         "alertmanager/alertmanager.yml": _yaml(where, _alertmanager(settings, hurry), *_WHOM),
         "grafana/provisioning/datasources/prometheus.yml": _yaml(
             where, _data_source(addresses["prometheus"], span(at.scrape_seconds))
@@ -119,7 +122,7 @@ _WHOM = (
 _JOBS = {"ml-app": "ml-api", "train-metrics": "train-metrics", "mlflow": "mlflow", "prometheus": "prometheus"}
 
 
-def _prometheus(addresses: Mapping[str, str], interval: str) -> dict[str, Any]:
+def _prometheus(addresses: Mapping[str, str], services: Collection[str] | None, interval: str) -> dict[str, Any]:
     return {
         "global": {"scrape_interval": interval, "evaluation_interval": interval},
         "rule_files": ["rules/*.yml"],
@@ -130,7 +133,7 @@ def _prometheus(addresses: Mapping[str, str], interval: str) -> dict[str, Any]:
                 "static_configs": [{"targets": [addresses[service]], "labels": {"service": service}}],
             }
             for service, job in _JOBS.items()
-            if service in addresses
+            if service in addresses and (services is None or service in services)
         ],
     }
 

@@ -21,6 +21,8 @@ from gleaner.settings import Settings
 Where = Literal["compose", "local"]
 # Where compose mounts the dashboards in Grafana's container.
 _DASHBOARDS = Path("/etc/grafana/dashboards")
+# Inside the containers' network, where nobody else has any: docker-compose.yml pins them, whatever `[ports]` says.
+_INSIDE = {"ml-app": 8010, "train-metrics": 8003, "mlflow": 5000, "prometheus": 9090, "alertmanager": 9093}
 # The folders of the tree in which every file is ours.
 _FOLDERS = ("prometheus/rules", "prometheus/tests", "grafana/dashboards")
 
@@ -30,7 +32,8 @@ def render(
 ) -> dict[str, str]:
     """Every file's text by its path in the tree; the same settings give the same bytes.
 
-    where: `compose`, where services have names, or `local`, where all are on this machine and listen on `[ports]`.
+    where: `compose`, where services have names and ports of their own, or `local`, where all are on this machine, on
+    `[ports]`.
     folder: where the tree is to stand; Grafana wants it in full, outside of compose.
     hurry: divides every `for:`, window and interval, so that an alert can be seen to fire without long waiting.
     services: the ones that Prometheus is to ask; None for all that are there.
@@ -84,14 +87,7 @@ def _write(path: Path, text: str) -> None:
 def _addresses(settings: Settings, where: Where) -> dict[str, str]:
     """Where Prometheus finds each process, by its service's name."""
     if where == "compose":
-        # The ports inside: those of the images, and the two that Gleaner itself listens on.
-        return {
-            "ml-app": f"ml-app:{_port(settings, 'ml_app_metrics')}",
-            "train-metrics": f"train-metrics:{_port(settings, 'train_metrics')}",
-            "mlflow": "mlflow:5000",
-            "prometheus": "prometheus:9090",
-            "alertmanager": "alertmanager:9093",
-        }
+        return {service: f"{service}:{port}" for service, port in _INSIDE.items()}
     host = reachable(settings.serving.host)
     addresses = {
         "ml-app": f"{host}:{_port(settings, 'ml_app_metrics')}",

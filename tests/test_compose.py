@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 
 import pytest
 import yaml
-from conftest import ROOT, gleaner
+from conftest import ROOT, gleaner, tool
 
 from gleaner.settings import load_settings
 
@@ -120,6 +120,18 @@ def test_what_is_mounted_from_the_project_is_there_and_read_only():
             if volume.startswith("./"):
                 assert (ROOT / volume.split(":")[0]).is_dir(), f"{name}: {volume}"
                 assert volume.endswith(":ro"), f"{name}: {volume}"
+
+
+def test_a_token_has_a_place_that_alertmanager_reads_and_git_does_not():
+    assert "./deploy/secrets" == mounts("alertmanager")["/secrets"]
+    assert ["alertmanager"] == [name for name in SERVICES if "./deploy/secrets" in mounts(name).values()]
+    ignored = [tool("git"), "check-ignore", "--quiet", "--no-index", "deploy/secrets/webhook-token"]
+    assert 0 == subprocess.run(ignored, cwd=ROOT, check=False).returncode
+    # The folder is in a clone all the same: where it is missing, Docker makes one that only root may write to.
+    listed = subprocess.run(
+        [tool("git"), "check-ignore", "--no-index", "deploy/secrets/README.md"], cwd=ROOT, check=False
+    )
+    assert 1 == listed.returncode
 
 
 def test_prometheus_looks_where_the_services_listen():

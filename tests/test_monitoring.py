@@ -237,6 +237,19 @@ def test_a_webhook_is_told_and_its_token_stays_in_its_file(tmp_path):
     check(["amtool", "check-config"], {"alertmanager.yml": files["alertmanager/alertmanager.yml"]}, tmp_path)
 
 
+def test_a_tokens_file_is_beside_the_settings_and_in_compose_where_its_container_has_it(tmp_path):
+    (tmp_path / "gleaner.toml").write_text(SETTINGS)
+    alerts = {"webhook": "https://example.org/alerts", "webhook_token_file": "secret/token"}
+    settings = load_settings(tmp_path / "gleaner.toml", {"alerts": alerts})
+
+    local = render(settings, "local", tmp_path / "run")["alertmanager/alertmanager.yml"]
+    assert f"credentials_file: {tmp_path}/secret/token\n" in local
+    with pytest.raises(
+        BadSetting, match=r"webhook_token_file: wanted a path in Alertmanager's container, such as /secr"
+    ):
+        render(settings, "compose", tmp_path)
+
+
 @pytest.mark.parametrize("webhook", ["https://me:word@example.org/", "example.org", "file:///etc/passwd", "http://a b"])
 def test_a_webhook_with_a_password_or_without_an_address_is_refused(webhook):
     with pytest.raises(BadSetting, match="webhook is an address"):

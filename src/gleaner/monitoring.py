@@ -37,14 +37,15 @@ def render(
     folder: where the tree is to stand; Grafana wants it in full, outside of compose.
     hurry: divides every `for:`, window and interval, so that an alert can be seen to fire without long waiting.
     services: the ones that Prometheus is to ask; None for all that are there.
-    Raises BadSetting for a port that is 0: nobody could be told where to look.
+    Raises BadSetting for a port that is 0, since nobody could be told where to look, and for a token's file that a
+    container does not have.
     """
     at = hurried(settings.alerts, hurry)
     addresses = _addresses(settings, where)
     dashboards = _DASHBOARDS if where == "compose" else folder.absolute() / "grafana/dashboards"
     files = {
         "prometheus/prometheus.yml": _yaml(where, _prometheus(addresses, services, span(at.scrape_seconds))),
-        "alertmanager/alertmanager.yml": _yaml(where, _alertmanager(settings, hurry), *_WHOM),
+        "alertmanager/alertmanager.yml": _yaml(where, _alertmanager(settings, where, hurry), *_WHOM),
         "grafana/provisioning/datasources/prometheus.yml": _yaml(
             where, _data_source(addresses["prometheus"], span(at.scrape_seconds))
         ),
@@ -178,12 +179,12 @@ def _tests(settings: Settings, group: Group, hurry: float) -> dict[str, Any]:
     return {"rule_files": [f"../rules/{group}.yml"], "evaluation_interval": span(look), "tests": tests}
 
 
-def _alertmanager(settings: Settings, hurry: float) -> dict[str, Any]:
+def _alertmanager(settings: Settings, where: Where, hurry: float) -> dict[str, Any]:
     receiver: dict[str, Any] = {}
     if settings.alerts.webhook:
         hook: dict[str, Any] = {"url": settings.alerts.webhook}
         if settings.alerts.webhook_token_file:
-            hook["http_config"] = {"authorization": {"credentials_file": settings.alerts.webhook_token_file}}
+            hook["http_config"] = {"authorization": {"credentials_file": _token_file(settings, where)}}
         receiver = {"webhook_configs": [hook]}
     return {
         "route": {
@@ -215,6 +216,19 @@ def _alertmanager(settings: Settings, hurry: float) -> dict[str, Any]:
             },
         ],
     }
+
+
+def _token_file(settings: Settings, where: Where) -> str:
+    """Where Alertmanager finds the webhook's token; it would take a relative path from the folder of its own file."""
+    path = settings.alerts.webhook_token_file
+    if where == "local":
+        return str(settings.file.parent.absolute() / path)
+    if not path.startswith("/"):
+        wanted = (
+            "wanted a path in Alertmanager's container, such as /secrets/webhook-token for deploy/secrets/webhook-token"
+        )
+        raise BadSetting(str(settings.file), "alerts.webhook_token_file", f"{wanted}; got {path!r}")
+    return path
 
 
 def _data_source(address: str, interval: str) -> dict[str, Any]:

@@ -457,6 +457,21 @@ def test_without_a_server_none_is_looked_for(tmp_path):
     assert [] == findings(settings_in(tmp_path), "registry")
 
 
+@pytest.mark.parametrize(
+    ("runbooks", "verdict"), [("docs/alerts.md", "WARN"), ("https://example.org/docs/alerts.md", "OK")]
+)
+def test_a_message_with_a_runbook_that_nobody_can_open_is_pointed_at(tmp_path, runbooks, verdict):
+    alerts = f'[alerts]\nwebhook = "https://example.org/hook"\nrunbooks = "{runbooks}"\n'
+    found = finding(settings_in(tmp_path, more=alerts), "alerts")
+
+    assert verdict == found.verdict
+    assert runbooks in found.detail
+
+
+def test_where_nobody_is_told_no_runbook_is_missed(tmp_path):
+    assert [] == findings(settings_in(tmp_path), "alerts")
+
+
 def test_no_store_says_to_train(tmp_path):
     store = tmp_path / ".gleaner" / "store"
 

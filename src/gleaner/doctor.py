@@ -54,6 +54,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _compose_port()
     yield from _mlflow(settings, run)
     yield from _prometheus(settings, run)
+    if settings.alerts.webhook:
+        yield _runbooks(settings)
     if settings.tracking.is_server:
         yield _registry(settings)
     yield from _store(settings)
@@ -182,6 +184,16 @@ def _prometheus(settings: Settings, run: Run | None) -> Iterator[Finding]:
         yield from probe_prometheus(entry.address, settings, services, dashboards)
     except NotIt as e:
         yield Finding("WARN", "prometheus", str(e), f"wait a minute; then read the end of {entry.log}")
+
+
+def _runbooks(settings: Settings) -> Finding:
+    """Whether whoever is told of an alert can open what it says to do."""
+    setting, runbooks = "alerts.runbooks", settings.alerts.runbooks
+    if runbooks.startswith(("http://", "https://")):
+        return Finding("OK", "alerts", f"a message has its runbook at {runbooks}")
+    fix = f"set {setting} ({environment_name(setting)}) to where docs/alerts.md can be read, such as "
+    fix += "https://example.org/gleaner/docs/alerts.md"
+    return Finding("WARN", "alerts", f"{setting}: {runbooks!r} in a message is no address that one can open", fix)
 
 
 def _registry(settings: Settings) -> Finding:

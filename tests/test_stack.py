@@ -153,6 +153,15 @@ def test_a_moved_port_is_told_to_every_process_that_needs_it(tmp_path):
     assert ("mlflow",) == programs["train-metrics"].after
 
 
+def test_a_prometheus_that_reads_its_log_is_alive_and_not_ready(tmp_path):
+    stack = Stack(settings_in(tmp_path), find=everything)
+    stack.place(move=False)
+
+    for program in stack.programs(tmp_path / "run"):
+        if program.name in {"prometheus", "alertmanager"}:
+            assert (f"{program.address}/-/healthy", f"{program.address}/-/ready") == (program.live, program.ready)
+
+
 def test_the_trainer_waits_for_mlflow_only_where_it_trains_at_once(tmp_path):
     stack = Stack(settings_in(tmp_path), find=nothing)
     stack.place(move=False)

@@ -233,6 +233,28 @@ def test_some_holders_are_known_with_the_way_to_their_switch(tmp_path, name, sai
     assert "set ports.ml_app" in found.fix
 
 
+@pytest.mark.parametrize("name", ["prometheus", "prometheus-alertmanager"])
+def test_a_service_that_a_package_has_started_is_told_with_the_way_to_end_it(tmp_path, monkeypatch, name):
+    # As a service has it: the program's own name is the first word of its command.
+    with subprocess.Popen(
+        [f"/usr/bin/{name}", "-c", LISTEN],
+        executable=sys.executable,
+        env=os.environ | {"PYTHONHOME": sys.base_prefix},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        port = int(process.stdout.readline())
+        fixes = []
+        for systemd in (tmp_path, tmp_path / "none"):
+            monkeypatch.setattr("gleaner.doctor.SYSTEMD", systemd)
+            fixes.append(finding(settings_in(tmp_path, prometheus=port), f"port {port}").fix)
+        process.communicate()
+
+    assert fixes[0] == f"systemctl disable --now prometheus, where it is the service of a package; else {fixes[1]}"
+    assert fixes[1].startswith(f"stop pid {process.pid} (")
+
+
 def test_macos_on_the_port_of_compose_is_known_and_anybody_else_may_be_compose(tmp_path):
     with (
         listening(tmp_path / "Contents" / "ControlCenter") as (apple, _),

@@ -20,7 +20,7 @@ from gleaner.probes import Finding, NotIt, probe_mlflow, probe_prometheus
 from gleaner.registry import Server, Trouble
 from gleaner.running import Entry, Run, read_run, settings_of
 from gleaner.settings import Settings, read_authorization
-from gleaner.stack import LOOPBACK, MLFLOW_HOSTS, OURS, Stack
+from gleaner.stack import LOOPBACK, MLFLOW_HOSTS, OURS, SYSTEMD, Stack
 from gleaner.store import Store
 
 _SERVING = ("granian", "onnxruntime", "numpy", "flask", "msgspec")
@@ -29,6 +29,9 @@ _LEAST_FREE_BYTES = 1 << 30
 # macOS listens on these itself, for AirPlay.
 _AIRPLAY = re.compile(r"ControlCe(nter)?\b|AirPlay")
 _CONTAINER = re.compile(r"docker-proxy|com\.docker|conmon|rootlessport")
+# What packages start as services, by the setting of its port; each under its own user, so that others may not see it.
+_SERVICES = {"prometheus": "prometheus", "alertmanager": "prometheus-alertmanager", "grafana": "grafana-server"}
+_PACKAGED = re.compile(r"\((/usr/s?bin/|/usr/share/grafana/bin/)?(prometheus|grafana)")
 _AIRPLAY_PORTS = (5000, 7000)
 _SWITCH_AIRPLAY_OFF = "switch macOS's AirPlay Receiver off: System Settings, General, AirDrop & Handoff"
 
@@ -112,6 +115,8 @@ def _port(settings: Settings, name: str, run: Run | None, moved: Mapping[str, in
             fix += f"; or set {named} to a free port"
             return Finding("FAIL", what, f"{setting}: taken by the Gleaner of {theirs.parent}, {e.holder}", fix)
         fix = f"stop {e.holder}, or set {named} to a free port"
+        if name in _SERVICES and SYSTEMD.is_dir() and (_PACKAGED.search(e.holder) or not _pid(e.holder)):
+            fix = f"systemctl disable --now {_SERVICES[name]}, where it is the service of a package; else {fix}"
         if _CONTAINER.search(e.holder):
             fix = "see whose it is with `docker ps`; `docker-compose down` ends Gleaner's own"
             fix += f"; or set {named} to a free port"

@@ -251,7 +251,9 @@ DRILLS: Mapping[str, Drill] = {
     "TargetDown": Drill("the API has ended, and nothing starts it", _down, _back("ml-app"), {"service": "ml-app"}),
     "RestartLoop": Drill("the API is killed again and again", _kill_again_and_again, _nothing, {"service": "ml-app"}),
     "HighMemoryUsage": Drill("the API holds more memory than it should", _memory, _back("ml-app")),
-    "HighCPUUsage": Drill("the API burns every CPU that it may use", *_service("cpu")),
+    "HighCPUUsage": Drill(
+        "the API burns a CPU, the only one that it may use; this machine has one less meanwhile", *_service("cpu")
+    ),
     "HighTrainingLoss": Drill("a training on targets that have nothing to do with their rows", *_trainer("noise")),
     "LowValidationAccuracy": Drill("a training on shuffled targets", *_trainer("shuffled")),
     "TrainingStale": Drill("the last training was too long ago", _age, _back("train-metrics")),

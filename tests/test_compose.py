@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, gleaner, tool
 
 from gleaner.settings import load_settings
 
@@ -28,6 +28,11 @@ def published(service: str) -> list[tuple[str, int, int]]:
     """(address, port on this machine, port in the container) of each published port."""
     found = [port.rsplit(":", 2) for port in SERVICES[service].get("ports", [])]
     return [(address, int(here), int(inside)) for address, here, inside in found]
+
+
+def pinned(service: str, port: str) -> int:
+    """A port that a service is told by its environment."""
+    return SERVICES[service]["environment"][f"GLEANER_PORTS__{port.upper()}"]
 
 
 def mounts(service: str) -> dict[str, str]:
@@ -117,14 +122,46 @@ def test_what_is_mounted_from_the_project_is_there_and_read_only():
                 assert volume.endswith(":ro"), f"{name}: {volume}"
 
 
+def test_a_token_has_a_place_that_alertmanager_reads_and_git_does_not():
+    assert "./deploy/secrets" == mounts("alertmanager")["/secrets"]
+    assert ["alertmanager"] == [name for name in SERVICES if "./deploy/secrets" in mounts(name).values()]
+    ignored = [tool("git"), "check-ignore", "--quiet", "--no-index", "deploy/secrets/webhook-token"]
+    assert 0 == subprocess.run(ignored, cwd=ROOT, check=False).returncode
+    # The folder is in a clone all the same: where it is missing, Docker makes one that only root may write to.
+    listed = subprocess.run(
+        [tool("git"), "check-ignore", "--no-index", "deploy/secrets/README.md"], cwd=ROOT, check=False
+    )
+    assert 1 == listed.returncode
+
+
 def test_prometheus_looks_where_the_services_listen():
     scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
     targets = {target for job in scraped for config in job["static_configs"] for target in config["targets"]}
-    own = {f"ml-app:{PORTS.ml_app_metrics}", f"train-metrics:{PORTS.train_metrics}"}
+    own = {f"ml-app:{pinned('ml-app', 'ml_app_metrics')}", f"train-metrics:{pinned('train-metrics', 'train_metrics')}"}
 
     assert own | {"mlflow:5000", "prometheus:9090"} == targets
     assert {target.split(":")[0] for target in targets} <= set(SERVICES)
     assert "--expose-prometheus=/tmp/metrics" in SERVICES["mlflow"]["command"]
+
+
+def test_a_port_moved_in_the_settings_moves_none_inside(tmp_path):
+    """Neither what listens, since the images hold the settings, nor what health checks and Prometheus ask."""
+    text = (ROOT / "gleaner.toml").read_text()
+    for name in ("ml_app", "ml_app_metrics", "train_metrics"):
+        text = re.sub(rf"^{name} = \d+$", f"{name} = {7000 + len(name)}", text, flags=re.MULTILINE)
+    (tmp_path / "gleaner.toml").write_text(text)
+
+    done = gleaner("config", "render", "--for", "compose", folder=tmp_path)
+
+    assert 0 == done.returncode, done.stderr
+    rendered = (tmp_path / "deploy/prometheus/prometheus.yml").read_text()
+    assert (ROOT / "deploy/prometheus/prometheus.yml").read_text() == rendered
+    for name, port in (("ml-app", "ml_app"), ("train-metrics", "train_metrics")):
+        environment = {key: str(value) for key, value in SERVICES[name]["environment"].items()}
+        shown = gleaner("config", "show", folder=tmp_path, **environment).stdout
+        (checked,) = re.findall(r"127\.0\.0\.1:(\d+)", " ".join(SERVICES[name]["healthcheck"]["test"]))
+        assert f"ports.{port} = {checked}\n" in shown
+        assert "ports.ml_app_metrics = 8010\n" in shown
 
 
 def test_mlflow_takes_the_other_services_and_this_machine_and_nobody_else():

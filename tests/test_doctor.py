@@ -75,13 +75,13 @@ def finding(settings: Settings, what: str) -> Finding:
 
 
 @contextlib.contextmanager
-def listening(program: Path) -> Iterator[tuple[int, int]]:
-    """(port, pid) of a process that runs `program` and listens, until the block ends."""
-    program.parent.mkdir(parents=True, exist_ok=True)
-    program.write_text(LISTEN)
+def listening(path: Path, *arguments: str, program: str = LISTEN) -> Iterator[tuple[int, int]]:
+    """(port, pid) of a process that runs a program at a path and listens, until the block ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(program)
     process = subprocess.Popen(
-        [sys.executable, f"{program.parent.name}/{program.name}"],
-        cwd=program.parents[1],
+        [sys.executable, f"{path.parent.name}/{path.name}", *arguments],
+        cwd=path.parents[1],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -161,6 +161,38 @@ def test_a_port_of_gleaners_own_is_no_fault(tmp_path, name):
     assert Finding("OK", f"port {port}", f"ports.ml_app: held by Gleaner, {holder}") == found
 
 
+@pytest.mark.parametrize(
+    "arguments", [(), ("--config", "other/gleaner.toml", "serve"), ("--config=other/gleaner.toml",)]
+)
+def test_another_folders_gleaner_is_named_with_its_folder_and_how_to_end_it(tmp_path, arguments):
+    (tmp_path / "here").mkdir()
+    folder = tmp_path / "there" / "other" if arguments else tmp_path / "there"
+    with listening(tmp_path / "there" / "bin" / "gleaner", *arguments) as (port, pid):
+        found = finding(settings_in(tmp_path / "here", ports=(port, 0, 0)), f"port {port}")
+
+    assert "FAIL" == found.verdict
+    assert found.detail.startswith(f"ports.ml_app: taken by the Gleaner of {folder}, pid {pid} (")
+    assert found.fix.startswith(f"gleaner down in {folder}, or ")
+    assert found.fix.endswith("set ports.ml_app (GLEANER_PORTS__ML_APP) to a free port")
+
+
+def test_what_another_folders_gleaner_has_started_is_of_that_folder(tmp_path):
+    (tmp_path / "here").mkdir()
+    # As `gleaner up` has MLflow: a child whose own command says nothing of whose it is.
+    starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {LISTEN!r}])"
+    with listening(tmp_path / "there" / "bin" / "gleaner", program=starts) as (port, _):
+        found = finding(settings_in(tmp_path / "here", mlflow=port), f"port {port}")
+
+    assert found.detail.startswith(f"ports.mlflow: taken by the Gleaner of {tmp_path / 'there'}, pid ")
+
+
+def test_an_editor_with_a_folder_called_gleaner_is_no_gleaner(tmp_path):
+    with listening(tmp_path / "bin" / "editor", "/home/joe/gleaner") as (port, _):
+        found = finding(settings_in(tmp_path, ports=(port, 0, 0)), f"port {port}")
+
+    assert ("FAIL", True) == (found.verdict, "taken by pid" in found.detail)
+
+
 @pytest.mark.parametrize("name", ["gleaner/serve.py", "src/gleaner_notes.py", "src/my-gleaner", "notes/predict.py"])
 def test_a_stranger_is_a_stranger_whatever_its_name_reminds_of(tmp_path, name):
     with listening(tmp_path / name) as (port, _):
@@ -201,6 +233,28 @@ def test_some_holders_are_known_with_the_way_to_their_switch(tmp_path, name, sai
     assert "set ports.ml_app" in found.fix
 
 
+@pytest.mark.parametrize("name", ["prometheus", "prometheus-alertmanager"])
+def test_a_service_that_a_package_has_started_is_told_with_the_way_to_end_it(tmp_path, monkeypatch, name):
+    # As a service has it: the program's own name is the first word of its command.
+    with subprocess.Popen(
+        [f"/usr/bin/{name}", "-c", LISTEN],
+        executable=sys.executable,
+        env=os.environ | {"PYTHONHOME": sys.base_prefix},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        port = int(process.stdout.readline())
+        fixes = []
+        for systemd in (tmp_path, tmp_path / "none"):
+            monkeypatch.setattr("gleaner.doctor.SYSTEMD", systemd)
+            fixes.append(finding(settings_in(tmp_path, prometheus=port), f"port {port}").fix)
+        process.communicate()
+
+    assert fixes[0] == f"systemctl disable --now prometheus, where it is the service of a package; else {fixes[1]}"
+    assert fixes[1].startswith(f"stop pid {process.pid} (")
+
+
 def test_macos_on_the_port_of_compose_is_known_and_anybody_else_may_be_compose(tmp_path):
     with (
         listening(tmp_path / "Contents" / "ControlCenter") as (apple, _),
@@ -224,19 +278,43 @@ def test_one_port_for_two_settings_is_a_fault_of_the_second(tmp_path):
 def test_where_nothing_runs_that_is_no_fault(tmp_path):
     settings = settings_in(tmp_path)
 
-    assert ["not running"] * 3 == [finding(settings, what).detail for what in ("up", "mlflow", "prometheus")]
+    assert ["not running here"] * 3 == [finding(settings, what).detail for what in ("up", "mlflow", "prometheus")]
 
 
-def test_a_stranger_on_the_ports_of_others_is_not_taken_for_them(tmp_path):
-    with answering(lambda *_: (200, b"<html>hello</html>")) as port:
-        settings = settings_in(tmp_path, mlflow=port)
+def test_a_stranger_on_the_ports_of_others_is_asked_for_nothing(tmp_path):
+    asked = []
 
-        assert ("WARN", f"what answers at http://127.0.0.1:{port} is not MLflow") == (
-            finding(settings, "mlflow").verdict,
-            finding(settings, "mlflow").detail,
-        )
-        settings = settings_in(tmp_path, prometheus=port)
-        assert "not as Prometheus does" in finding(settings, "prometheus").detail
+    def reply(*request: object) -> tuple[int, bytes]:
+        asked.append(request)
+        return 200, b"3.17.2"
+
+    with answering(reply) as port:
+        for name in ("mlflow", "prometheus"):
+            settings = settings_in(tmp_path, **{name: port})
+
+            assert f"ports.{name}: taken by pid {os.getpid()} (" in finding(settings, f"port {port}").detail
+            assert Finding("OK", name, "not running here") == finding(settings, name)
+    assert [] == asked
+
+
+def test_nor_is_one_that_holds_the_port_of_a_process_of_ours(tmp_path):
+    settings, asked = settings_in(tmp_path), []
+
+    def reply(*request: object) -> tuple[int, bytes]:
+        asked.append(request)
+        return 200, b"3.17.2"
+
+    (settings.state / "run").mkdir(parents=True)
+    with answering(reply) as port, subprocess.Popen(["sleep", "600"], start_new_session=True) as process:
+        try:
+            address = f"http://127.0.0.1:{port}"
+            entries = (entry("mlflow", process, ports={"ports.mlflow": port}, address=address),)
+            write_run(settings.state / "run", entries, 0.0)
+
+            assert Finding("OK", "mlflow", "not running here") == finding(settings, "mlflow")
+        finally:
+            process.kill()
+    assert [] == asked
 
 
 def entry(name: str, process: subprocess.Popen[str], **changes: object) -> Entry:
@@ -399,6 +477,21 @@ def test_a_server_that_is_not_there_is_no_fault_of_the_service(tmp_path):
 
 def test_without_a_server_none_is_looked_for(tmp_path):
     assert [] == findings(settings_in(tmp_path), "registry")
+
+
+@pytest.mark.parametrize(
+    ("runbooks", "verdict"), [("docs/alerts.md", "WARN"), ("https://example.org/docs/alerts.md", "OK")]
+)
+def test_a_message_with_a_runbook_that_nobody_can_open_is_pointed_at(tmp_path, runbooks, verdict):
+    alerts = f'[alerts]\nwebhook = "https://example.org/hook"\nrunbooks = "{runbooks}"\n'
+    found = finding(settings_in(tmp_path, more=alerts), "alerts")
+
+    assert verdict == found.verdict
+    assert runbooks in found.detail
+
+
+def test_where_nobody_is_told_no_runbook_is_missed(tmp_path):
+    assert [] == findings(settings_in(tmp_path), "alerts")
 
 
 def test_no_store_says_to_train(tmp_path):

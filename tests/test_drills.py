@@ -11,12 +11,14 @@ from pathlib import Path
 import made
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT, SETTINGS, gleaner
 
 from gleaner.alerts import make_alerts
-from gleaner.drills import DRILLS, prepare
+from gleaner.drills import DRILLS, PROGRAMS, prepare
 from gleaner.errors import BadTraining, NoModel, Refused
 from gleaner.faults import Raising, main, noise, shuffled, slow
+from gleaner.monitoring import render
 from gleaner.predictor import Predictor
 from gleaner.settings import load_settings
 from gleaner.store import Store
@@ -109,6 +111,25 @@ def fill(folder: Path):
 def tools(monkeypatch):
     """As if every program were here; none is run."""
     monkeypatch.setattr("shutil.which", lambda name: f"/opt/{name}")
+
+
+def test_nobody_is_told_of_a_stages_alerts(tmp_path, tools):
+    fill(tmp_path)
+    told = {"webhook": "http://127.0.0.1:9/hook", "webhook_token_file": "/run/token"}
+
+    stage = prepare(settings_in(tmp_path, alerts=told), tmp_path / "stage", None)
+
+    files = "".join(render(stage.settings, "local", stage.run, stage.hurry, PROGRAMS).values())
+    assert "127.0.0.1:9/hook" not in files
+    assert "/run/token" not in files
+
+
+def test_a_stage_asks_what_it_runs_and_no_mlflow(tmp_path, tools):
+    stage = prepare(fill(tmp_path), tmp_path / "stage", None)
+
+    files = render(stage.settings, "local", stage.run, stage.hurry, PROGRAMS)
+    jobs = yaml.safe_load(files["prometheus/prometheus.yml"])["scrape_configs"]
+    assert ["ml-api", "train-metrics", "prometheus"] == [job["job_name"] for job in jobs]
 
 
 def test_a_stage_has_copies_and_ports_of_its_own(tmp_path, tools):

@@ -113,18 +113,19 @@ def test_moving_a_threshold_is_one_line_and_moves_rule_case_and_line_on_the_dash
     assert "app_cpu_usage_percent > 61.5" in moved["prometheus/rules/processes.yml"]
 
 
-def test_moving_a_port_moves_its_target_everywhere(tmp_path):
-    flags = {"ports": {"ml_app_metrics": 18010, "prometheus": 19090, "alertmanager": 19093, "grafana": 13000}}
+def test_moving_a_port_moves_its_target_everywhere_but_inside_compose(tmp_path):
+    names = ("ml_app_metrics", "train_metrics", "mlflow", "prometheus", "alertmanager", "grafana")
+    flags = {"ports": dict(zip(names, (18010, 18003, 15002, 19090, 19093, 13000), strict=True))}
     settings = load_settings(ROOT / "gleaner.toml", flags)
     local, compose = render(settings, "local", tmp_path), render(settings, "compose", tmp_path)
 
-    assert ["127.0.0.1:18010", "127.0.0.1:8003", "127.0.0.1:5002", "127.0.0.1:19090"] == targets(local)
-    # Inside compose only Gleaner's own ports are settings: the others are the images'.
-    assert ["ml-app:18010", "train-metrics:8003", "mlflow:5000", "prometheus:9090"] == targets(compose)
+    assert ["127.0.0.1:18010", "127.0.0.1:18003", "127.0.0.1:15002", "127.0.0.1:19090"] == targets(local)
+    assert ["ml-app:8010", "train-metrics:8003", "mlflow:5000", "prometheus:9090"] == targets(compose)
     assert "127.0.0.1:19093" in local["prometheus/prometheus.yml"]
     assert "url: http://127.0.0.1:19090" in local["grafana/provisioning/datasources/prometheus.yml"]
     assert f"path: {tmp_path}/grafana/dashboards" in local["grafana/provisioning/dashboards/gleaner.yml"]
     assert "http://localhost:13000/d/gleaner-service" in compose["prometheus/rules/service.yml"]
+    assert "http://localhost:15002" in compose["grafana/dashboards/training.json"]
 
 
 def targets(files: Mapping[str, str]) -> list[str]:
@@ -236,6 +237,19 @@ def test_a_webhook_is_told_and_its_token_stays_in_its_file(tmp_path):
         assert str(token) == hook["http_config"]["authorization"]["credentials_file"]
     assert not any("a-secret" in text for text in files.values())
     check(["amtool", "check-config"], {"alertmanager.yml": files["alertmanager/alertmanager.yml"]}, tmp_path)
+
+
+def test_a_tokens_file_is_beside_the_settings_and_in_compose_where_its_container_has_it(tmp_path):
+    (tmp_path / "gleaner.toml").write_text(SETTINGS)
+    alerts = {"webhook": "https://example.org/alerts", "webhook_token_file": "secret/token"}
+    settings = load_settings(tmp_path / "gleaner.toml", {"alerts": alerts})
+
+    local = render(settings, "local", tmp_path / "run")["alertmanager/alertmanager.yml"]
+    assert f"credentials_file: {tmp_path}/secret/token\n" in local
+    with pytest.raises(
+        BadSetting, match=r"webhook_token_file: wanted a path in Alertmanager's container, such as /secr"
+    ):
+        render(settings, "compose", tmp_path)
 
 
 @pytest.mark.parametrize("webhook", ["https://me:word@example.org/", "example.org", "file:///etc/passwd", "http://a b"])

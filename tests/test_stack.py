@@ -58,10 +58,23 @@ def test_without_the_programs_of_others_there_is_the_service_the_trainer_and_mlf
         (("prometheus", "prometheus-alertmanager", "grafana-server"), ""),
     ],
 )
-def test_what_is_missing_is_said_in_one_line_with_how_to_get_it_on_this_machine(tmp_path, there, said):
+def test_what_is_missing_is_said_in_one_line_with_how_to_get_it_on_this_machine(tmp_path, monkeypatch, there, said):
+    monkeypatch.setattr("gleaner.stack.SYSTEMD", tmp_path / "none")
     stack = Stack(settings_in(tmp_path), find=lambda name: f"/opt/{name}" if name in there else None)
 
     assert (f"not here, and predictions do without: {said}" if said else "") == stack.explain_missing()
+
+
+def test_where_packages_start_services_at_once_the_way_to_get_them_ends_those(tmp_path, monkeypatch):
+    stack = Stack(settings_in(tmp_path), find=lambda name: f"/opt/{name}" if name == "apt-get" else None)
+    packages = "prometheus prometheus-alertmanager"
+    monkeypatch.setattr("gleaner.stack.SYSTEMD", tmp_path)
+
+    assert f"apt-get install --no-install-recommends {packages} && systemctl disable --now {packages}, https" in (
+        stack.explain_missing()
+    )
+    monkeypatch.setattr("gleaner.stack.SYSTEMD", tmp_path / "none")
+    assert "systemctl" not in stack.explain_missing()
 
 
 def test_with_them_all_of_it_and_nothing_to_explain(tmp_path):
@@ -151,6 +164,15 @@ def test_a_moved_port_is_told_to_every_process_that_needs_it(tmp_path):
     assert f"--port={ports.mlflow}" in programs["mlflow"].command
     assert f"--web.listen-address=127.0.0.1:{ports.prometheus}" in programs["prometheus"].command
     assert ("mlflow",) == programs["train-metrics"].after
+
+
+def test_a_prometheus_that_reads_its_log_is_alive_and_not_ready(tmp_path):
+    stack = Stack(settings_in(tmp_path), find=everything)
+    stack.place(move=False)
+
+    for program in stack.programs(tmp_path / "run"):
+        if program.name in {"prometheus", "alertmanager"}:
+            assert (f"{program.address}/-/healthy", f"{program.address}/-/ready") == (program.live, program.ready)
 
 
 def test_the_trainer_waits_for_mlflow_only_where_it_trains_at_once(tmp_path):

@@ -56,7 +56,9 @@ with socket.create_server(("127.0.0.1", int(port))) as server:
         connection.sendall(b"HTTP/1.1 %s X\\r\\nContent-Length: 0\\r\\n\\r\\n" % (b"200" if ready else b"503"))
         connection.close()
 """
-QUICK = Pace(first_wait_seconds=0.02, most_ends=4, look_seconds=0.1, answer_seconds=0.5, most_silent=3)
+QUICK = Pace(
+    first_wait_seconds=0.02, failing_seconds=1.0, most_ends=4, look_seconds=0.1, answer_seconds=0.5, most_silent=3
+)
 
 
 def free_port() -> int:
@@ -228,6 +230,48 @@ def test_a_crash_loop_is_given_up_with_its_last_words_and_the_others_go_on(stage
     assert 4 == stage.events(loop, other).count("loop began")
 
 
+def test_one_that_has_answered_goes_on_with_the_longest_wait_and_is_given_up_by_the_clock(stage):
+    stage.pace = Pace(first_wait_seconds=0.01, longest_wait_seconds=0.03, most_ends=2, failing_seconds=4.0)
+    # Its life is seen the first time; no address is asked.
+    code = "import os, time; os.path.exists('been') or (open('been', 'w'), time.sleep(0.5)); exit('full')"
+    command = (sys.executable, "-c", code.replace("been", str(stage.folder / "been")))
+    began = time.monotonic()
+
+    async def play() -> None:
+        async with stage.keeping(Program("child", command)) as supervisor:
+            await until(lambda: supervisor.entry("child").state == "given up")
+
+    asyncio.run(play())
+
+    assert time.monotonic() - began >= 4.0
+    waits = [line.split()[-2] for line in stage.said if "it is started again in" in line]
+    assert ["0.01", "0.02", "0.03"] == waits[:3]
+    assert {"0.03"} == set(waits[2:])
+    (told,) = [line for line in stage.said if "given up" in line]
+    assert f"ended with exit code 1, {len(waits) + 1} times in a row: full; " in told
+
+
+def test_what_passes_in_time_ends_no_service(stage):
+    # As a full disk or a lock would: it has answered before, then ends at once some times more than most may.
+    stage.pace = Pace(first_wait_seconds=0.01, most_ends=2, look_seconds=0.1)
+    program = stage.program("child")
+    full = stage.folder / "full"
+    (stage.folder / "child.py").write_text(f"import os\nif os.path.exists({str(full)!r}): exit('full')\n{CHILD}")
+
+    async def play() -> None:
+        async with stage.keeping(program) as supervisor:
+            entry = await until_ok(supervisor, "child")
+            full.touch()
+            os.kill(entry.pid, signal.SIGKILL)
+            await until(lambda: supervisor.entry("child").restarts >= 5)
+            full.unlink()
+            await until_ok(supervisor, "child")
+
+    asyncio.run(play())
+
+    assert [] == stage.given_up
+
+
 def test_when_all_is_given_up_there_is_nothing_to_stay_for(stage):
     async def play() -> list[str]:
         lines = Lines(stage.folder / "logs", lambda *_: None)
@@ -397,10 +441,16 @@ def supervising(folder: Path):
             process.kill()
 
 
+def is_guard(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):  # one that has just ended has no command
+        return "gleaner.guard" in process.cmdline()
+    return False
+
+
 def descendants(process: subprocess.Popen[str]) -> tuple[psutil.Process, list[psutil.Process]]:
     """A supervisor's guard, and all the others."""
     everyone = psutil.Process(process.pid).children(recursive=True)
-    (guard,) = [one for one in everyone if "gleaner.guard" in one.cmdline()]
+    (guard,) = filter(is_guard, everyone)
     return guard, [one for one in everyone if one != guard]
 
 
@@ -430,7 +480,7 @@ def test_nor_does_one_whose_guard_was_killed_before(tmp_path):
         guard, others = descendants(process)
         guard.kill()
         deadline = time.monotonic() + 20
-        while not [one for one in psutil.Process(process.pid).children() if "gleaner.guard" in one.cmdline()]:
+        while not any(map(is_guard, psutil.Process(process.pid).children())):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         time.sleep(0.5)

@@ -326,7 +326,7 @@ def drill(config: Path | None, alert: str | None, data: Path | None, limit: floa
     """See ALERT fire on its fault and end with it, in a small stack of its own; without ALERT, list the drills."""
     import asyncio
 
-    from gleaner.drills import DRILLS, Failed, play, prepare
+    from gleaner.drills import DRILLS, PROGRAMS, Failed, play, prepare
     from gleaner.errors import nearest
     from gleaner.lines import Lines
     from gleaner.report import end_of, print_table
@@ -345,7 +345,7 @@ def drill(config: Path | None, alert: str | None, data: Path | None, limit: floa
     with tempfile.TemporaryDirectory(prefix="gleaner-drill-", ignore_cleanup_errors=True) as scratch:
         stage = prepare(settings, Path(scratch), data)
         watch = stage.run / "monitoring"
-        write_tree(watch, render(stage.watched, "local", watch, stage.hurry))
+        write_tree(watch, render(stage.settings, "local", watch, stage.hurry, PROGRAMS))
         lines = Lines(stage.run / "logs", lambda *_: None)
 
         async def run() -> Played:

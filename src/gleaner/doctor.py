@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -13,26 +14,26 @@ from importlib.metadata import PackageNotFoundError, version
 
 from gleaner import __version__
 from gleaner.errors import GleanerError, PortTaken, Refused, environment_name
-from gleaner.ports import check_port
+from gleaner.ports import check_port, find_holder
 from gleaner.predictor import ENGINE
 from gleaner.probes import Finding, NotIt, probe_mlflow, probe_prometheus
 from gleaner.registry import Server, Trouble
-from gleaner.running import Run, read_run
+from gleaner.running import Entry, Run, read_run, settings_of
 from gleaner.settings import Settings, read_authorization
-from gleaner.stack import LOOPBACK, MLFLOW_HOSTS, OURS, Stack
+from gleaner.stack import LOOPBACK, MLFLOW_HOSTS, OURS, SYSTEMD, Stack
 from gleaner.store import Store
 
 _SERVING = ("granian", "onnxruntime", "numpy", "flask", "msgspec")
 _TRAINING = ("mlflow", "scikit-learn", "onnx", "matplotlib")
 _LEAST_FREE_BYTES = 1 << 30
-# The command `gleaner`, or a script of its old name; not whatever else runs in a folder called gleaner.
 # macOS listens on these itself, for AirPlay.
 _AIRPLAY = re.compile(r"ControlCe(nter)?\b|AirPlay")
 _CONTAINER = re.compile(r"docker-proxy|com\.docker|conmon|rootlessport")
+# What packages start as services, by the setting of its port; each under its own user, so that others may not see it.
+_SERVICES = {"prometheus": "prometheus", "alertmanager": "prometheus-alertmanager", "grafana": "grafana-server"}
+_PACKAGED = re.compile(r"\((/usr/s?bin/|/usr/share/grafana/bin/)?(prometheus|grafana)")
 _AIRPLAY_PORTS = (5000, 7000)
 _SWITCH_AIRPLAY_OFF = "switch macOS's AirPlay Receiver off: System Settings, General, AirDrop & Handoff"
-_BUSY = "see who listens there; where that is a stranger, its port above has the fix"
-_OURS = re.compile(r"[ (/](gleaner|src/(predict|train)\.py)[ )]")
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
@@ -54,8 +55,10 @@ def examine(settings: Settings) -> Iterator[Finding]:
     for name in type(settings.ports).model_fields:
         yield _port(settings, name, run, moved)
     yield from _compose_port()
-    yield from _mlflow(settings, run, moved)
-    yield from _prometheus(settings, run, moved)
+    yield from _mlflow(settings, run)
+    yield from _prometheus(settings, run)
+    if settings.alerts.webhook:
+        yield _runbooks(settings)
     if settings.tracking.is_server:
         yield _registry(settings)
     yield from _store(settings)
@@ -75,7 +78,7 @@ def _programs(settings: Settings) -> Finding:
 def _run(run: Run | None) -> Iterator[Finding]:
     """How what `gleaner up` runs here is."""
     if run is None:
-        yield Finding("OK", "up", "not running")
+        yield Finding("OK", "up", "not running here")
         return
     if not run.alive:
         names = ", ".join(entry.name for entry in run.entries)
@@ -101,12 +104,19 @@ def _port(settings: Settings, name: str, run: Run | None, moved: Mapping[str, in
     try:
         check_port(settings.serving.host if name in OURS else LOOPBACK, port, setting)
     except PortTaken as e:
-        if _OURS.search(e.holder) or _is_of(run, e.holder):
+        theirs = settings_of(_pid(e.holder))
+        if _is_of(run, e.holder) or (theirs and theirs.resolve() == settings.file.resolve()):
             return Finding("OK", what, f"{setting}: held by Gleaner, {e.holder}")
         if setting in moved and moved[setting] != port:
             detail = f"{setting}: taken by {e.holder}; what runs now has {moved[setting]} instead"
             return Finding("WARN", what, detail, f"set {named} to {moved[setting]}")
+        if theirs:
+            fix = f"gleaner down in {theirs.parent}, or Ctrl-C where it was started by hand"
+            fix += f"; or set {named} to a free port"
+            return Finding("FAIL", what, f"{setting}: taken by the Gleaner of {theirs.parent}, {e.holder}", fix)
         fix = f"stop {e.holder}, or set {named} to a free port"
+        if name in _SERVICES and SYSTEMD.is_dir() and (_PACKAGED.search(e.holder) or not _pid(e.holder)):
+            fix = f"systemctl disable --now {_SERVICES[name]}, where it is the service of a package; else {fix}"
         if _CONTAINER.search(e.holder):
             fix = "see whose it is with `docker ps`; `docker-compose down` ends Gleaner's own"
             fix += f"; or set {named} to a free port"
@@ -126,56 +136,69 @@ def _compose_port(port: int = 5000) -> Iterator[Finding]:
             yield Finding("WARN", f"port {port}", f"where compose publishes the API: taken by {e.holder}", fix)
 
 
+def _pid(holder: str) -> int:
+    """The process id of the holder of a port; 0, which is nobody's, where it cannot be seen."""
+    found = re.match(r"pid (\d+) ", holder)
+    return int(found[1]) if found else 0
+
+
 def _is_of(run: Run | None, holder: str) -> bool:
     """Whether the holder of a port is a process of a run, or one that such a process has started."""
-    found = re.match(r"pid (\d+) ", holder)
+    pid = _pid(holder)
     try:
-        return bool(run and found and os.getsid(int(found[1])) in {entry.pid for entry in run.entries})
+        return bool(run and pid and os.getsid(pid) in {entry.pid for entry in run.entries})
     except ProcessLookupError:
         return False
 
 
-def _listens(settings: Settings, name: str, run: Run | None, moved: Mapping[str, int]) -> str:
-    """Where a process of this machine may answer; empty where its port is free, so that it does not run."""
-    port = moved.get(f"ports.{name}", getattr(settings.ports, name))
-    try:
-        check_port(LOOPBACK, port, "")
-    except PortTaken:
-        return f"{LOOPBACK}:{port}"
-    return ""
+def _answering(run: Run | None, name: str) -> Entry | None:
+    """A process of this folder's run that holds its port. A stranger there is not asked for anything."""
+    for entry in run.entries if run and run.alive else ():
+        holders = [find_holder(port) for port in entry.ports.values()] if entry.name == name and entry.pid else []
+        if holders and all(holder and _is_of(run, holder) for holder in holders):
+            return entry
+    return None
 
 
-def _mlflow(settings: Settings, run: Run | None, moved: Mapping[str, int]) -> Iterator[Finding]:
-    if settings.tracking.uri and not settings.tracking.is_server:
-        return
+def _mlflow(settings: Settings, run: Run | None) -> Iterator[Finding]:
+    """The server that was configured, or the one that runs here; `registry` says of the first whether it is there."""
     if settings.tracking.is_server:
         url = settings.tracking_uri.rstrip("/")
-        hosts = [url.partition("://")[2].partition("/")[0]]
-    else:
-        at = _listens(settings, "mlflow", run, moved)
-        if not at:
-            yield Finding("OK", "mlflow", "not running")
+        with contextlib.suppress(NotIt):
+            yield from probe_mlflow(url, [url.partition("://")[2].partition("/")[0]], read_authorization(settings))
+    elif not settings.tracking.uri:
+        entry = _answering(run, "mlflow")
+        if entry is None:
+            yield Finding("OK", "mlflow", "not running here")
             return
-        url, port = f"http://{at}", at.rpartition(":")[2]
-        hosts = [pattern.replace("*", port) for pattern in MLFLOW_HOSTS]
-    try:
-        yield from probe_mlflow(url, hosts, read_authorization(settings) if settings.tracking.is_server else "")
-    except NotIt as e:
-        if not settings.tracking.is_server:  # of one elsewhere, `registry` says so
-            yield Finding("WARN", "mlflow", str(e), _BUSY)
+        hosts = [pattern.replace("*", str(entry.ports["ports.mlflow"])) for pattern in MLFLOW_HOSTS]
+        try:
+            yield from probe_mlflow(entry.address, hosts)
+        except NotIt as e:
+            yield Finding("WARN", "mlflow", str(e), f"wait a minute; then read the end of {entry.log}")
 
 
-def _prometheus(settings: Settings, run: Run | None, moved: Mapping[str, int]) -> Iterator[Finding]:
-    at = _listens(settings, "prometheus", run, moved)
-    if not at:
-        yield Finding("OK", "prometheus", "not running")
+def _prometheus(settings: Settings, run: Run | None) -> Iterator[Finding]:
+    entry = _answering(run, "prometheus")
+    if entry is None:
+        yield Finding("OK", "prometheus", "not running here")
         return
     services = ["ml-app", "train-metrics", "prometheus", *([] if settings.tracking.uri else ["mlflow"])]
-    folders = [settings.state / "run/monitoring/grafana/dashboards", settings.file.parent / "deploy/grafana/dashboards"]
     try:
-        yield from probe_prometheus(f"http://{at}", settings, services, folders[0] if run else folders[1])
+        dashboards = settings.state / "run/monitoring/grafana/dashboards"
+        yield from probe_prometheus(entry.address, settings, services, dashboards)
     except NotIt as e:
-        yield Finding("WARN", "prometheus", str(e), _BUSY)
+        yield Finding("WARN", "prometheus", str(e), f"wait a minute; then read the end of {entry.log}")
+
+
+def _runbooks(settings: Settings) -> Finding:
+    """Whether whoever is told of an alert can open what it says to do."""
+    setting, runbooks = "alerts.runbooks", settings.alerts.runbooks
+    if runbooks.startswith(("http://", "https://")):
+        return Finding("OK", "alerts", f"a message has its runbook at {runbooks}")
+    fix = f"set {setting} ({environment_name(setting)}) to where docs/alerts.md can be read, such as "
+    fix += "https://example.org/gleaner/docs/alerts.md"
+    return Finding("WARN", "alerts", f"{setting}: {runbooks!r} in a message is no address that one can open", fix)
 
 
 def _registry(settings: Settings) -> Finding:

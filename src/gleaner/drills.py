@@ -36,11 +36,33 @@ _ASK_SECONDS = 0.05
 _LOOK_SECONDS = 0.2
 _QUIET_SECONDS = 3.0
 _READY_SECONDS = 90.0
-_PROGRAMS = ("ml-app", "train-metrics", "alertmanager", "prometheus")
+PROGRAMS = ("ml-app", "train-metrics", "alertmanager", "prometheus")
 
 
 class Failed(GleanerError):
     """An alert that did not do what the drill is there to show."""
+
+
+def stage_settings(settings: Settings, state: Path, hurry: float) -> Settings:
+    """The settings of a stage: all in which it differs from the real stack stands here.
+
+    Nobody is told of its alerts: they would be taken for real, and their end may come after that of Alertmanager.
+    """
+    changes: Mapping[str, Mapping[str, object]] = {
+        "ports": dict.fromkeys(type(settings.ports).model_fields, 0),
+        "paths": {"state": state},
+        "serving": {"host": "127.0.0.1", "unready_seconds": 0.0},
+        "tracking": {"uri": ""},
+        "alerts": {"scrape_seconds": _SCRAPE_SECONDS * hurry, "webhook": "", "webhook_token_file": ""},
+    }
+    sections = {name: getattr(settings, name).model_copy(update=values) for name, values in changes.items()}
+    return settings.model_copy(update={"file": settings.file.absolute(), **sections})
+
+
+def _hurry(settings: Settings) -> float:
+    """What every window, `for:` and interval is divided by: five minutes are 15 seconds, with 20 scrapes in them."""
+    windows: list[float] = [value for name, value in settings.alerts if name.endswith("_window_seconds")]
+    return max(1.0, min(_HURRY, min(windows) / (4 * _SCRAPE_SECONDS)))
 
 
 class Stage:
@@ -52,32 +74,13 @@ class Stage:
     def __init__(self, settings: Settings, folder: Path, data: Path | None) -> None:
         self.folder, self.data = folder, data
         self.state, self.run = folder / "state", folder / "run"
-        ports = dict.fromkeys(type(settings.ports).model_fields, 0)
-        windows = [value for name, value in settings.alerts if name.endswith("_window_seconds")]
-        # What every window, `for:` and interval is divided by: five minutes are 15 seconds, with 20 scrapes in them.
-        self.hurry = max(1.0, min(_HURRY, min(windows) / (4 * _SCRAPE_SECONDS)))
-        self.settings = settings.model_copy(
-            update={
-                "file": settings.file.absolute(),
-                "ports": settings.ports.model_copy(update=ports),
-                "paths": settings.paths.model_copy(update={"state": self.state}),
-                "serving": settings.serving.model_copy(update={"host": "127.0.0.1", "unready_seconds": 0.0}),
-                "tracking": settings.tracking.model_copy(update={"uri": ""}),
-                "alerts": settings.alerts.model_copy(update={"scrape_seconds": _SCRAPE_SECONDS * self.hurry}),
-            }
-        )
-        self.stack = Stack(self.settings, only=_PROGRAMS, variables=self._variables(self.state))
+        self.hurry = _hurry(settings)
+        own = stage_settings(settings, self.state, self.hurry)
+        self.stack = Stack(own, only=PROGRAMS, variables=self._variables(self.state))
         self.stack.place(move=False)
         self.settings = self.stack.settings
         self.programs: dict[str, Program] = {}
         self.supervisor: Supervisor
-
-    @property
-    def watched(self) -> Settings:
-        """What the rules are made of: the same, but without an MLflow to be looked at."""
-        return self.settings.model_copy(
-            update={"tracking": self.settings.tracking.model_copy(update={"uri": "http://127.0.0.1:9"})}
-        )
 
     @asynccontextmanager
     async def playing(self, lines: Lines, lock: int) -> AsyncIterator[None]:
@@ -248,7 +251,9 @@ DRILLS: Mapping[str, Drill] = {
     "TargetDown": Drill("the API has ended, and nothing starts it", _down, _back("ml-app"), {"service": "ml-app"}),
     "RestartLoop": Drill("the API is killed again and again", _kill_again_and_again, _nothing, {"service": "ml-app"}),
     "HighMemoryUsage": Drill("the API holds more memory than it should", _memory, _back("ml-app")),
-    "HighCPUUsage": Drill("the API burns every CPU that it may use", *_service("cpu")),
+    "HighCPUUsage": Drill(
+        "the API burns a CPU, the only one that it may use; this machine has one less meanwhile", *_service("cpu")
+    ),
     "HighTrainingLoss": Drill("a training on targets that have nothing to do with their rows", *_trainer("noise")),
     "LowValidationAccuracy": Drill("a training on shuffled targets", *_trainer("shuffled")),
     "TrainingStale": Drill("the last training was too long ago", _age, _back("train-metrics")),
@@ -273,7 +278,7 @@ def prepare(settings: Settings, folder: Path, data: Path | None) -> Stage:
     if first not in aliases:
         raise NoModel(f"{source.root} has no {first} to make a copy of; run `gleaner train DATA.csv`")
     stage = Stage(settings, folder, data or settings.data)
-    missing = [name for name in _PROGRAMS if name not in stage.stack.names]
+    missing = [name for name in PROGRAMS if name not in stage.stack.names]
     if missing:
         raise Refused(f"a drill needs {', '.join(missing)}; {stage.stack.explain_missing()}")
     store = Store(stage.settings.store)

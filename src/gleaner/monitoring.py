@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,24 +21,31 @@ from gleaner.settings import Settings
 Where = Literal["compose", "local"]
 # Where compose mounts the dashboards in Grafana's container.
 _DASHBOARDS = Path("/etc/grafana/dashboards")
+# Inside the containers' network, where nobody else has any: docker-compose.yml pins them, whatever `[ports]` says.
+_INSIDE = {"ml-app": 8010, "train-metrics": 8003, "mlflow": 5000, "prometheus": 9090, "alertmanager": 9093}
 # The folders of the tree in which every file is ours.
 _FOLDERS = ("prometheus/rules", "prometheus/tests", "grafana/dashboards")
 
 
-def render(settings: Settings, where: Where, folder: Path, hurry: float = 1.0) -> dict[str, str]:
+def render(
+    settings: Settings, where: Where, folder: Path, hurry: float = 1.0, services: Collection[str] | None = None
+) -> dict[str, str]:
     """Every file's text by its path in the tree; the same settings give the same bytes.
 
-    where: `compose`, where services have names, or `local`, where all are on this machine and listen on `[ports]`.
+    where: `compose`, where services have names and ports of their own, or `local`, where all are on this machine, on
+    `[ports]`.
     folder: where the tree is to stand; Grafana wants it in full, outside of compose.
     hurry: divides every `for:`, window and interval, so that an alert can be seen to fire without long waiting.
-    Raises BadSetting for a port that is 0: nobody could be told where to look.
+    services: the ones that Prometheus is to ask; None for all that are there.
+    Raises BadSetting for a port that is 0, since nobody could be told where to look, and for a token's file that a
+    container does not have.
     """
     at = hurried(settings.alerts, hurry)
     addresses = _addresses(settings, where)
     dashboards = _DASHBOARDS if where == "compose" else folder.absolute() / "grafana/dashboards"
     files = {
-        "prometheus/prometheus.yml": _yaml(where, _prometheus(addresses, span(at.scrape_seconds))),
-        "alertmanager/alertmanager.yml": _yaml(where, _alertmanager(settings, hurry), *_WHOM),
+        "prometheus/prometheus.yml": _yaml(where, _prometheus(addresses, services, span(at.scrape_seconds))),
+        "alertmanager/alertmanager.yml": _yaml(where, _alertmanager(settings, where, hurry), *_WHOM),
         "grafana/provisioning/datasources/prometheus.yml": _yaml(
             where, _data_source(addresses["prometheus"], span(at.scrape_seconds))
         ),
@@ -81,14 +88,7 @@ def _write(path: Path, text: str) -> None:
 def _addresses(settings: Settings, where: Where) -> dict[str, str]:
     """Where Prometheus finds each process, by its service's name."""
     if where == "compose":
-        # The ports inside: those of the images, and the two that Gleaner itself listens on.
-        return {
-            "ml-app": f"ml-app:{_port(settings, 'ml_app_metrics')}",
-            "train-metrics": f"train-metrics:{_port(settings, 'train_metrics')}",
-            "mlflow": "mlflow:5000",
-            "prometheus": "prometheus:9090",
-            "alertmanager": "alertmanager:9093",
-        }
+        return {service: f"{service}:{port}" for service, port in _INSIDE.items()}
     host = reachable(settings.serving.host)
     addresses = {
         "ml-app": f"{host}:{_port(settings, 'ml_app_metrics')}",
@@ -119,7 +119,7 @@ _WHOM = (
 _JOBS = {"ml-app": "ml-api", "train-metrics": "train-metrics", "mlflow": "mlflow", "prometheus": "prometheus"}
 
 
-def _prometheus(addresses: Mapping[str, str], interval: str) -> dict[str, Any]:
+def _prometheus(addresses: Mapping[str, str], services: Collection[str] | None, interval: str) -> dict[str, Any]:
     return {
         "global": {"scrape_interval": interval, "evaluation_interval": interval},
         "rule_files": ["rules/*.yml"],
@@ -130,7 +130,7 @@ def _prometheus(addresses: Mapping[str, str], interval: str) -> dict[str, Any]:
                 "static_configs": [{"targets": [addresses[service]], "labels": {"service": service}}],
             }
             for service, job in _JOBS.items()
-            if service in addresses
+            if service in addresses and (services is None or service in services)
         ],
     }
 
@@ -179,12 +179,12 @@ def _tests(settings: Settings, group: Group, hurry: float) -> dict[str, Any]:
     return {"rule_files": [f"../rules/{group}.yml"], "evaluation_interval": span(look), "tests": tests}
 
 
-def _alertmanager(settings: Settings, hurry: float) -> dict[str, Any]:
+def _alertmanager(settings: Settings, where: Where, hurry: float) -> dict[str, Any]:
     receiver: dict[str, Any] = {}
     if settings.alerts.webhook:
         hook: dict[str, Any] = {"url": settings.alerts.webhook}
         if settings.alerts.webhook_token_file:
-            hook["http_config"] = {"authorization": {"credentials_file": settings.alerts.webhook_token_file}}
+            hook["http_config"] = {"authorization": {"credentials_file": _token_file(settings, where)}}
         receiver = {"webhook_configs": [hook]}
     return {
         "route": {
@@ -216,6 +216,19 @@ def _alertmanager(settings: Settings, hurry: float) -> dict[str, Any]:
             },
         ],
     }
+
+
+def _token_file(settings: Settings, where: Where) -> str:
+    """Where Alertmanager finds the webhook's token; it would take a relative path from the folder of its own file."""
+    path = settings.alerts.webhook_token_file
+    if where == "local":
+        return str(settings.file.parent.absolute() / path)
+    if not path.startswith("/"):
+        wanted = (
+            "wanted a path in Alertmanager's container, such as /secrets/webhook-token for deploy/secrets/webhook-token"
+        )
+        raise BadSetting(str(settings.file), "alerts.webhook_token_file", f"{wanted}; got {path!r}")
+    return path
 
 
 def _data_source(address: str, interval: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ Verdict = Literal["OK", "WARN", "FAIL"]
 
 _ANSWER_SECONDS = 5.0
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
+_METHODS = ("PUT", "GET", "DELETE")
 _START_MLFLOW = "start it as `gleaner up` does: mlflow server"
 
 
@@ -93,11 +94,11 @@ def _patterns(hosts: Sequence[str]) -> list[str]:
 
 
 def _round_trip(server: Answers) -> Finding:
-    """A small file written into MLflow, read from it, and deleted there."""
+    """A small file written into MLflow, read from it, and deleted there; whatever it answered in between."""
     what, path, content = "mlflow files", f"{_ARTIFACTS}/gleaner-doctor-{secrets.token_hex(8)}.txt", b"gleaner doctor"
-    for method, wanted in (("PUT", None), ("GET", content), ("DELETE", None)):
-        answer = server.ask(method, path, content=content if method == "PUT" else None)
-        if answer.status_code != 200 or (wanted is not None and answer.content != wanted):
+    asked = {method: server.ask(method, path, content=content if method == "PUT" else None) for method in _METHODS}
+    for method, answer in asked.items():
+        if answer.status_code != 200 or (method == "GET" and answer.content != content):
             said = " ".join(answer.text.split())[:200]
             detail = f"{server.url} answers {answer.status_code} to {method} of a small file: {said}"
             fix = f"{_START_MLFLOW} --artifacts-destination FOLDER, which it may write to; MLflow's log says more"

@@ -6,9 +6,10 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import psutil
 
 from gleaner.errors import Refused
 from gleaner.guard import end_sessions
+from gleaner.settings import FILE
 
 State = Literal["waiting", "starting", "running", "restarting", "given up", "stopping", "stopped"]
 Health = Literal["", "ok", "not ready", "no answer"]
@@ -25,6 +27,8 @@ Health = Literal["", "ok", "not ready", "no answer"]
 # After a supervisor that was killed, its guard is still ending what that has left.
 _HELD_SECONDS = 5.0
 _POLL_SECONDS = 0.05
+# The command, or a script of its old name; not whatever else lies in a folder called gleaner.
+_SCRIPT = re.compile(r"(^|/)(gleaner|src/(predict|train)\.py)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,49 @@ def read_run(folder: Path) -> Run | None:
     if not alive and not left:
         return None
     return Run(pid, started, since, entries if alive else left, alive)
+
+
+def settings_of(pid: int) -> Path | None:
+    """The settings file of the Gleaner that a process is, or was started by; None for a stranger."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for one in (process, *process.parents()):
+            command = one.cmdline()
+            at = _where_gleaner_begins(command)
+            if at is not None:
+                return _settings_file(one, Path(command[at]), command[at + 1 :])
+    return None
+
+
+def _where_gleaner_begins(command: Sequence[str]) -> int | None:
+    """The place of `gleaner`, or of a script of its old name, in a command that runs it; None in any other.
+
+    An editor that has a folder called gleaner open is another.
+    """
+    program = Path(command[0]).name if command else ""
+    if program == "gleaner":
+        return 0
+    if program.lower().startswith("python"):
+        for i, part in enumerate(command[1:], 1):
+            if part == "-m":
+                return i + 1 if command[i + 1 : i + 2] == ["gleaner"] else None
+            if not part.startswith("-"):
+                return i if _SCRIPT.search(part) else None
+    return None
+
+
+def _settings_file(process: psutil.Process, program: Path, arguments: Sequence[str]) -> Path:
+    """The file that a Gleaner has read, as `find_settings` and the scripts find it."""
+    here = Path(process.cwd())
+    for i, part in enumerate(arguments):
+        if part == "--config" and arguments[i + 1 :]:
+            return here / arguments[i + 1]
+        if part.startswith("--config="):
+            return here / part.removeprefix("--config=")
+    path = here / (process.environ().get("GLEANER_CONFIG") or FILE)
+    if program.suffix == ".py" and not path.exists():
+        return (here / program).parents[1] / FILE
+    return path
 
 
 @contextmanager

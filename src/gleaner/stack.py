@@ -26,6 +26,8 @@ _BINARIES = {
     "alertmanager": ("prometheus-alertmanager", "alertmanager"),
     "grafana": ("grafana-server", "grafana"),
 }
+# There where systemd runs.
+SYSTEMD = Path("/run/systemd/system")
 PORTS = {
     "ml-app": ("ml_app", "ml_app_metrics"),
     "train-metrics": ("train_metrics",),
@@ -79,6 +81,8 @@ class Stack:
             packages = [_BINARIES[name][0] for name in others if name != "grafana"]
             if packages:
                 install = f"apt-get install --no-install-recommends {' '.join(packages)}"
+                if SYSTEMD.is_dir():  # where packages start their services at once, on the very ports
+                    install += f" && systemctl disable --now {' '.join(packages)}"
                 ways.append(install if apt else "https://prometheus.io/download")
             ways += ["https://grafana.com/grafana/download"] if "grafana" in others else []
         return f"not here, and predictions do without: {', '.join(self.missing)}; to have them: {', '.join(ways)}"
@@ -234,7 +238,8 @@ class Stack:
                 "--cluster.listen-address=",
                 "--log.level=warn",
             ),
-            live=f"http://{LOOPBACK}:{port}/-/ready",
+            live=f"http://{LOOPBACK}:{port}/-/healthy",
+            ready=f"http://{LOOPBACK}:{port}/-/ready",
             after=("ml-app",),
             address=f"http://{LOOPBACK}:{port}",
             about="alerts",
@@ -253,7 +258,9 @@ class Stack:
                 f"--web.listen-address={LOOPBACK}:{port}",
                 "--log.level=warn",
             ),
-            live=f"http://{LOOPBACK}:{port}/-/ready",
+            live=f"http://{LOOPBACK}:{port}/-/healthy",
+            # Not while it reads its own log, which takes minutes where there is much of it: it is then left in peace.
+            ready=f"http://{LOOPBACK}:{port}/-/ready",
             after=("ml-app",),
             address=f"http://{LOOPBACK}:{port}",
             about="metrics and rules",

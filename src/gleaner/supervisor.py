@@ -54,13 +54,15 @@ class Pace:
     """How quickly things are done again.
 
     The first wait before a restart doubles with every end, up to the longest, until a process has answered for
-    `steady_seconds`; after `most_ends` without that it is given up. `most_silent` looks without an answer are as
-    good as an end.
+    `steady_seconds`. One that has answered before is given up after failing for `failing_seconds`: what keeps it, such
+    as a full disk, may well pass. One that never has is given up after `most_ends`: it is more likely set up wrongly,
+    and somebody waits for it. `most_silent` looks without an answer are as good as an end.
     """
 
     first_wait_seconds: float = 0.02
     longest_wait_seconds: float = 30.0
-    most_ends: int = 10
+    failing_seconds: float = 300.0
+    most_ends: int = 12
     steady_seconds: float = 10.0
     starting_look_seconds: float = 0.1
     unready_look_seconds: float = 0.5
@@ -80,8 +82,10 @@ class _Kept:
     started: float = 0.0
     since: float = field(default_factory=time.time)
     restarts: int = 0
-    ends: int = 0
-    live_at: float | None = None  # on the monotonic clock
+    ends: int = 0  # in a row
+    failing_since: float = 0.0  # on the monotonic clock, as the next
+    has_answered: bool = False
+    live_at: float | None = None
     why: str = ""  # it is to end now, if not by itself
     replaced: bool = False
     last_line: str = ""
@@ -197,10 +201,12 @@ class Supervisor:
                 break
             if kept.replaced:
                 continue
-            steady = kept.live_at is not None and time.monotonic() - kept.live_at >= self.pace.steady_seconds
-            kept.ends = 1 if steady else kept.ends + 1
+            now = time.monotonic()
+            if kept.ends == 0 or (kept.live_at is not None and now - kept.live_at >= self.pace.steady_seconds):
+                kept.ends, kept.failing_since = 0, now
+            kept.ends += 1
             why = kept.why or _how_it_ended(code)
-            if kept.ends >= self.pace.most_ends:
+            if self._is_hopeless(kept, now - kept.failing_since):
                 said = f": {kept.last_line}" if kept.last_line else ""
                 self.say(
                     f"{kept.program.name} is given up: {why}, {kept.ends} times in a row{said}; "
@@ -216,6 +222,11 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(kept.told.wait(), wait)
         self._set(kept, "stopped", "")
+
+    def _is_hopeless(self, kept: _Kept, failing_seconds: float) -> bool:
+        if kept.has_answered:
+            return failing_seconds >= self.pace.failing_seconds
+        return kept.ends >= self.pace.most_ends
 
     async def _run_once(self, kept: _Kept) -> int:
         """One process from its start to the end of all that it has started; its exit code."""
@@ -292,7 +303,7 @@ class Supervisor:
                 _kill(process)
                 return
             await asyncio.sleep(self.pace.starting_look_seconds)
-        kept.live_at = time.monotonic()
+        kept.live_at, kept.has_answered = time.monotonic(), True
         kept.up.set()
         while True:
             live = await self._answers(kept.program.live)

@@ -8,11 +8,12 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import gleaner, tool, wait_for
+from conftest import answering, gleaner, tool, wait_for
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -45,17 +46,23 @@ def left_of_drills(scratch: Path) -> list[str]:
     ],
 )
 def test_the_alert_fires_on_its_fault_and_ends_with_it(trained, tmp_path, alert, summary):
-    before = tree(trained)
+    before, pages = tree(trained), []
 
-    done = subprocess.run(
-        [sys.executable, "-m", "gleaner", "drill", alert, "--json"],
-        cwd=trained,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=380,
-        check=False,
-    )
+    def on_call(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        pages.append(body)
+        return 200, b""
+
+    with answering(on_call) as port:
+        real = {"GLEANER_ALERTS__WEBHOOK": f"http://127.0.0.1:{port}/hook", "TMPDIR": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-m", "gleaner", "drill", alert, "--json"],
+            cwd=trained,
+            env=os.environ | real,
+            capture_output=True,
+            text=True,
+            timeout=380,
+            check=False,
+        )
 
     assert 0 == done.returncode, done.stderr
     played = json.loads(done.stdout)
@@ -65,6 +72,7 @@ def test_the_alert_fires_on_its_fault_and_ends_with_it(trained, tmp_path, alert,
     assert 0 < played["resolved_seconds"] < 180
     assert f"{alert} is at Alertmanager after" in done.stderr
     assert before == tree(trained)
+    assert [] == pages  # whom the settings name is told of real alerts only
     assert [] == left_of_drills(tmp_path)
 
 

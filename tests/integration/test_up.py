@@ -313,7 +313,7 @@ def test_one_that_always_crashes_is_given_up_and_the_others_stay(alone):
     entries = alone.status()
 
     assert ("given up", "", 0) == tuple(entries["prometheus"][key] for key in ("state", "health", "pid"))
-    assert re.search(r"prometheus is given up: ended with exit code 3, 10 times in a row: no such luck; ", alone.text)
+    assert re.search(r"prometheus is given up: ended with exit code 3, 12 times in a row: no such luck; ", alone.text)
     assert {"ok"} == {entry["health"] for name, entry in entries.items() if name != "prometheus"}
     assert 3 == gleaner("status", folder=alone.folder).returncode
     assert re.search(r"prometheus +\S+ +given up, see above", alone.text)

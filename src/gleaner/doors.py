@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gleaner.arrow import ARROW, Values, read_stream, write_stream
+from gleaner.arrow import ARROW, Stream, Values, write_stream
 from gleaner.errors import BadRows, BadTable, BadValue, TooLarge, WrongType
 from gleaner.rows import Rows, judge_columns
 from gleaner.schema import Array, Schema
@@ -74,10 +74,16 @@ def read_rows(kind: str, body: bytes, reader: RowReader, *, max_rows: int) -> Ro
     if kind == JSON:
         return reader.read(body)
     if kind == ARROW:
-        return judge_columns(reader.schema, *read_stream(body, max_rows=max_rows))
+        return _read_arrow(body, reader.schema, max_rows)
     if kind == CSV:
         return _read_csv(body, reader.schema, max_rows)
     raise WrongType(f"wanted Content-Type: {', '.join(KINDS[:-1])} or {KINDS[-1]}, got {kind or 'none'!r}")
+
+
+def _read_arrow(body: bytes, schema: Schema, max_rows: int) -> Rows:
+    stream = Stream(body)
+    judge_columns(schema, stream.declared, 0)  # another table is refused before any of its rows is read
+    return judge_columns(schema, *stream.read(max_rows=max_rows))
 
 
 def _read_csv(body: bytes, schema: Schema, max_rows: int) -> Rows:

@@ -8,6 +8,7 @@ import struct
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import nanoarrow
 import nanoarrow.ipc
@@ -24,6 +25,8 @@ from gleaner.errors import BadBody, BadRows, GleanerError, TooLarge, WrongType
 from gleaner.rows import Column
 from gleaner.schema import Feature, Schema, Target
 from gleaner.wire import RowReader
+
+DATA = Path(__file__).parent / "data"
 
 properties = of_hypothesis(max_examples=150, deadline=None, derandomize=True, database=None)
 
@@ -71,14 +74,21 @@ def test_numbers_of_every_width_are_read_with_their_nulls(kind, rows_a_batch):
     [
         pa.string(),
         pa.large_string(),
+        pa.string_view(),
         pa.dictionary(pa.int8(), pa.string()),
         pa.dictionary(pa.uint32(), pa.large_string()),
+        pa.dictionary(pa.uint8(), pa.string_view()),
     ],
 )
 @pytest.mark.parametrize("rows_a_batch", [1, 2, 1000])
 def test_text_is_read_in_every_form(type_, rows_a_batch):
     words = ["north", None, "été", "", "north", "x" * 70]
-    table = pa.table({"a": [1.5] * 6, "zone": pa.array(words, pa.string()).cast(type_), "b": range(6)})
+    of_words = type_.value_type if pa.types.is_dictionary(type_) else type_
+    zone = pa.array(words, of_words)
+    if type_ != of_words:
+        indexes = pa.array([0, None, 1, 2, 0, 3], type_.index_type)
+        zone = pa.DictionaryArray.from_arrays(indexes, pa.array(["north", "été", "", "x" * 70], of_words))
+    table = pa.table({"a": [1.5] * 6, "zone": zone, "b": range(6)})
 
     columns, _ = Stream(stream(table, rows_a_batch)).read(max_rows=6)
 
@@ -124,7 +134,7 @@ def test_every_bit_of_a_number_is_read(values, rows_a_batch):
         (pa.array([[1.0]]), "List"),
         (pa.array([{"a": 1}]), "Struct"),
         (pa.array([1]).cast(pa.timestamp("s")), "Timestamp"),
-        (pa.array(["x"], pa.string_view()), "Utf8View"),
+        (pa.array([b"x"], pa.binary_view()), "BinaryView"),
         (pa.array([1.0]).dictionary_encode(), "dictionary of FloatingPoint"),
     ],
 )
@@ -134,6 +144,17 @@ def test_a_column_of_another_type_says_which(array, kind):
     assert (None, kind) == (read.declared["x"].values, read.declared["x"].kind)
     with pytest.raises(BadBody, match=f"the column 'x' is of type {kind}"):
         read.read(max_rows=1)
+
+
+def test_what_polars_writes_is_read():
+    # By `write_ipc_stream` of polars 2.1.0, which weighs 180 MB; it writes text and the words of categories as views.
+    columns, rows = Stream((DATA / "polars-2.1.0.arrows").read_bytes()).read(max_rows=5)
+
+    zone = ["north", None, "the far side of the river", "north", ""]
+    assert {"x": [1.5, None, 2.5, 3.5, 4.5], "text": zone, "category": zone, "enum": zone} == {
+        name: plain(column) for name, column in columns.items()
+    }
+    assert 5 == rows
 
 
 def test_what_nanoarrow_writes_is_read():
@@ -217,6 +238,8 @@ def test_damage_is_always_an_error_of_the_senders():
         ),
         stream(pa.table({"x": pa.array([1, 2, 3], pa.uint8())}), compression="lz4"),
         stream(pa.table({"b": [True, None, False]})),
+        stream(pa.table({"v": pa.array(["a", None, "b" * 20, "c" * 30], pa.string_view())}), 3),
+        (DATA / "polars-2.1.0.arrows").read_bytes(),
     ]
     chance = random.Random(0)
     outcomes = {"read": 0, "refused": 0}
@@ -335,6 +358,64 @@ def test_the_columns_of_a_batch_share_no_text():
 
     with pytest.raises(BadBody, match="texts that overlap"):
         Stream(body).read(max_rows=1)
+
+
+def view(size: int, buffer: int, offset: int) -> bytes:
+    return struct.pack("<i4sii", size, b"xxxx", buffer, offset)
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (view(20, 1, 0), "a text that is in no buffer"),
+        (view(20, -1, 0), "a text that is in no buffer"),
+        (view(-1, 0, 0), "a text that is in no buffer"),
+        (view(20, 0, 1), "a buffer of 20 bytes for 21"),
+        (view(20, 0, -1), "a buffer of 20 bytes for 19"),
+        (view(2**31 - 1, 0, 0), "texts that overlap"),
+    ],
+    ids=["no such buffer", "below the first", "no size", "beyond its end", "before its start", "beyond all"],
+)
+def test_a_view_of_what_is_not_there_is_damage(other, reason):
+    body = stream(pa.table({"s": pa.array(["x" * 20], pa.string_view())}))
+
+    with pytest.raises(BadBody, match=reason):
+        Stream(changed(body, (view(20, 0, 0), other))).read(max_rows=1)
+
+
+@pytest.mark.parametrize("count", [-1, 6, 2**40])
+def test_buffers_of_views_that_are_not_there_are_damage(count):
+    body = stream(pa.table({name: pa.array(["x" * 20], pa.string_view()) for name in "abc"}))
+    counts = struct.pack("<I3q", 3, 1, 1, 1), struct.pack("<I3q", 3, 1, count, 1)
+
+    with pytest.raises(BadBody, match=f"{count} buffers that are not there"):
+        Stream(changed(body, counts)).read(max_rows=1)
+
+
+def test_the_view_of_a_null_may_be_anything():
+    buffers = [bytes([0b01]), view(1, 0, 0) + view(2**31 - 1, -7, -7)]
+    table = pa.table({"s": pa.Array.from_buffers(pa.string_view(), 2, list(map(pa.py_buffer, buffers)))})
+
+    columns, _ = Stream(stream(table)).read(max_rows=2)
+
+    assert ["x", None] == plain(columns["s"])
+
+
+def test_views_of_the_same_bytes_are_one_word_and_others_do_not_overlap():
+    text = "".join(map(chr, range(97, 123))) * 200
+    table = pa.table({"s": pa.array([text] + [f"{i:020}" for i in range(1000)], pa.string_view())})
+    body = stream(table, 2000)
+    same = distinct = body
+    for i in range(1000):
+        own = struct.pack("<i4sii", 20, b"0000", 0, len(text) + 20 * i)
+        same = changed(same, (own, struct.pack("<i4sii", len(text), b"abcd", 0, 0)))
+        distinct = changed(distinct, (own, struct.pack("<i4sii", len(text) - 26 - i, b"abcd", 0, i)))
+
+    with little_memory(1_000_000):
+        columns, _ = Stream(same).read(max_rows=2000)
+    assert [text] * 1001 == plain(columns["s"])
+    with little_memory(1_000_000), pytest.raises(BadBody, match="texts that overlap"):
+        Stream(distinct).read(max_rows=2000)
 
 
 END = b"\xff\xff\xff\xff\0\0\0\0"

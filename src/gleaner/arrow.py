@@ -11,8 +11,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
+from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple
 
 import flatbuffers
@@ -28,14 +27,20 @@ Values = NDArray[Any] | Sequence[str | None]
 
 # Message.fbs: MessageHeader. Schema.fbs: Type.
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
-_INT, _FLOAT, _UTF8, _LARGE_UTF8 = 2, 3, 5, 20
+_INT, _FLOAT, _UTF8, _LARGE_UTF8, _UTF8_VIEW = 2, 3, 5, 20, 24
 _TYPES = (
     "none", "Null", "Int", "FloatingPoint", "Binary", "Utf8", "Bool", "Decimal", "Date", "Time", "Timestamp",
     "Interval", "List", "Struct", "Union", "FixedSizeBinary", "FixedSizeList", "Map", "Duration", "LargeBinary",
     "LargeUtf8", "LargeList", "RunEndEncoded", "BinaryView", "Utf8View", "ListView", "LargeListView",
 )  # fmt: skip
 _FLOATS = {0: "<f2", 1: "<f4", 2: "<f8"}
-_OFFSETS = {_UTF8: "<i4", _LARGE_UTF8: "<i8"}
+# How text is laid out: where each ends, or a view of 16 bytes for each: its size, and itself or where it is.
+_TEXTS: dict[int, tuple[Literal["text", "views"], str]] = {
+    _UTF8: ("text", "<i4"),
+    _LARGE_UTF8: ("text", "<i8"),
+    _UTF8_VIEW: ("views", "V16"),
+}
+_SHORT = 12
 # What a small body could otherwise have many of: each costs far more than its bytes.
 _MOST_COLUMNS, _MOST_BATCHES, _MOST_WORDS, _LONGEST_NAME = 10_000, 20_000, 100_000, 1_000
 # No number of a message's own looks like these.
@@ -48,14 +53,14 @@ _DAMAGE = (struct.error, ValueError, IndexError, TypeError, OverflowError, Unico
 class _Field:
     """One column as the schema declares it.
 
-    kind: Arrow's name of its type. numbers: numpy's type of what its buffer holds: numbers, where texts end, or, with
-    `words`, indexes into dictionary `id`, whose own texts are laid out as `words` says.
+    kind: Arrow's name of its type. holds: numpy's type of what its buffer holds: numbers, where texts end, views of
+    texts, or, with `words`, indexes into dictionary `id`, whose own texts are laid out as `words` says.
     """
 
     name: str
     kind: str
-    layout: Literal["numbers", "text", "dictionary", "unknown"] = "unknown"
-    numbers: str = ""
+    layout: Literal["numbers", "text", "views", "dictionary", "unknown"] = "unknown"
+    holds: str = ""
     words: _Field | None = None
     id: int = 0
 
@@ -89,6 +94,8 @@ class _Buffers:
     def __init__(self, body: bytes, start: int, end: int, batch: _Flat) -> None:
         self._body, self._start, self._end, self._places = body, start, end, batch.data
         self._at, self._left = batch.list(2, 16)
+        counts, many = batch.list(4, 8)
+        self._counts = struct.iter_unpack("<q", memoryview(batch.data)[counts : counts + 8 * many])
 
     def take(self, kind: str, count: int) -> NDArray[Any]:
         """The next buffer, as `count` values of numpy's type `kind`."""
@@ -99,13 +106,33 @@ class _Buffers:
         start = self._next(count)
         return self._body[start : start + count]
 
+    def take_more(self) -> tuple[int, int]:
+        """(where the places of the buffers that a column of views has besides are, how many there are)."""
+        at, [count] = self._at, next(self._counts, (0,))
+        if not 0 <= count <= self._left:
+            raise ValueError(f"{count} buffers that are not there")
+        self._at, self._left = at + 16 * count, self._left - count
+        return at, count
+
+    def part(self, place: int, skip: int, size: int) -> bytes:
+        """`size` bytes, behind the first `skip`, of the buffer whose place is there."""
+        start = self._find(place, skip, size)
+        return self._body[start : start + size]
+
     def _next(self, size: int) -> int:
         """Where the next buffer starts. One that is left out is empty."""
-        offset, length = struct.unpack_from("<qq", self._places, self._at) if self._left else (0, 0)
-        self._at, self._left = self._at + 16, max(0, self._left - 1)
-        start = self._start + int(offset)
-        if size and (offset < 0 or length < size or start + size > self._end):
-            raise ValueError(f"a buffer of {length} bytes for {size}, or beyond its message")
+        if not self._left:
+            if size:
+                raise ValueError(f"no buffer for {size} bytes")
+            return self._start
+        at, self._at, self._left = self._at, self._at + 16, self._left - 1
+        return self._find(at, 0, size)
+
+    def _find(self, place: int, skip: int, size: int) -> int:
+        offset, length = struct.unpack_from("<qq", self._places, place)
+        start = self._start + int(offset) + skip
+        if size and (offset < 0 or skip < 0 or skip + size > length or start + size > self._end):
+            raise ValueError(f"a buffer of {length} bytes for {skip + size}, or beyond its message")
         return start
 
 
@@ -183,11 +210,11 @@ class Stream:
     def _part(self, field: _Field, buffers: _Buffers, rows: int, missing: int, texts: _Words) -> _Part:
         valid = _valid(buffers, rows, missing)
         if field.layout == "numbers":
-            return _Part(buffers.take(field.numbers, rows), valid)
-        if field.layout == "text":
+            return _Part(buffers.take(field.holds, rows), valid)
+        if field.layout in ("text", "views"):
             cells = self._read_texts(field, buffers, rows, valid)
             return _Part(np.fromiter(map(texts.__getitem__, cells), np.int64, rows), valid, texts.known)
-        words, values = self._dictionaries.get(field.id, []), buffers.take(field.numbers, rows)
+        words, values = self._dictionaries.get(field.id, []), buffers.take(field.holds, rows)
         inside = (values >= 0) & (values < len(words))
         if not (inside if valid is None else inside | ~valid).all():
             raise ValueError(f"the column {field.name[:100]!r} points beyond its dictionary")
@@ -195,18 +222,41 @@ class Stream:
 
     def _read_texts(
         self, field: _Field, buffers: _Buffers, count: int, valid: NDArray[np.bool_] | None
-    ) -> list[bytes | None]:
+    ) -> Iterator[bytes | None]:
         """The next `count` texts, None for those that are not there."""
-        ends = buffers.take(field.numbers, count + 1 if count else 0)
+        texts = self._viewed(buffers, count, valid) if field.layout == "views" else self._cut(field, buffers, count)
+        if valid is None:
+            return texts
+        return (text if is_there else None for text, is_there in zip(texts, valid.tolist(), strict=True))
+
+    def _cut(self, field: _Field, buffers: _Buffers, count: int) -> Iterator[bytes]:
+        """Texts that stand one behind the other."""
+        ends = buffers.take(field.holds, count + 1 if count else 0)
         if count and (ends[0] < 0 or (ends[1:] < ends[:-1]).any()):
             raise ValueError("text that ends before it begins")
         cuts = ends.tolist()
         data = buffers.take_bytes(cuts[-1] if count else 0)
         self._count_bytes(len(data))
-        if valid is None:
-            return [data[a:b] for a, b in pairwise(cuts)]
-        pairs = zip(pairwise(cuts), valid.tolist(), strict=True)
-        return [data[a:b] if is_there else None for (a, b), is_there in pairs]
+        return map(data.__getitem__, map(slice, cuts, cuts[1:]))
+
+    def _viewed(self, buffers: _Buffers, count: int, valid: NDArray[np.bool_] | None) -> Iterator[bytes]:
+        """Texts that stand in their views or, if they are longer, anywhere in the buffers behind these."""
+        views = buffers.take("V16", count)
+        place, many = buffers.take_more()
+        if valid is not None:  # where nothing is, a view may say anything
+            views = np.where(valid, views, np.zeros((), "V16"))
+
+        @cache  # one that stands in many rows may be as many views of the same bytes
+        def read(view: bytes) -> bytes:
+            size, _, which, skip = struct.unpack("<4i", view)
+            if 0 <= size <= _SHORT:
+                return view[4 : 4 + size]
+            if size < 0 or not 0 <= which < many:
+                raise ValueError("a text that is in no buffer")
+            self._count_bytes(size)
+            return buffers.part(place + 16 * which, skip, size)
+
+        return map(read, views.tolist())
 
     def _count_words(self, count: int) -> None:
         self._words_left -= count
@@ -214,7 +264,7 @@ class Stream:
             raise TooLarge(f"more than {_MOST_WORDS:,} different words; one request takes no more")
 
     def _count_bytes(self, count: int) -> None:
-        """Honest texts share no bytes, so together they are no longer than the body."""
+        """Different texts of an honest sender share no bytes, so together they are no longer than the body."""
         self._bytes_left -= count
         if self._bytes_left < 0:
             raise ValueError("texts that overlap")
@@ -277,7 +327,7 @@ def _field(field: _Flat) -> _Field:
         return plain
     index = encoding.table(1)
     indexes = _integer(index) if index is not None else "<i4"
-    if plain.layout != "text" or not indexes:
+    if kind not in _TEXTS or not indexes:
         return _Field(name, f"dictionary of {plain.kind}")
     return _Field(name, plain.kind, "dictionary", indexes, plain, encoding.number(0, "<q"))
 
@@ -285,8 +335,8 @@ def _field(field: _Flat) -> _Field:
 def _plain(name: str, kind: int, about: _Flat | None) -> _Field:
     """A column as it would be without a dictionary."""
     known = _TYPES[kind] if kind < len(_TYPES) else f"type {kind}"
-    if kind in _OFFSETS:
-        return _Field(name, known, "text", _OFFSETS[kind])
+    if kind in _TEXTS:
+        return _Field(name, known, *_TEXTS[kind])
     numbers = ""
     if about is not None and kind == _INT:
         numbers = _integer(about)
@@ -324,7 +374,7 @@ def _joined(field: _Field, parts: Sequence[_Part]) -> Column:
     if field.layout == "unknown":
         return Column(None, kind=field.kind)
     if not parts:
-        return Column(np.empty(0, field.numbers)) if field.layout == "numbers" else Column(np.empty(0, int), words=())
+        return Column(np.empty(0, field.holds)) if field.layout == "numbers" else Column(np.empty(0, int), words=())
     if len(parts) == 1:
         [part] = parts
         return Column(part.values, part.valid, None if part.words is None else tuple(part.words))

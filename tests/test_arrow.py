@@ -130,7 +130,6 @@ def test_every_bit_of_a_number_is_read(values, rows_a_batch):
     [
         (pa.array([True]), "Bool"),
         (pa.array([b"x"]), "Binary"),
-        (pa.array([None]), "Null"),
         (pa.array([[1.0]]), "List"),
         (pa.array([{"a": 1}]), "Struct"),
         (pa.array([1]).cast(pa.timestamp("s")), "Timestamp"),
@@ -144,6 +143,28 @@ def test_a_column_of_another_type_says_which(array, kind):
     assert (None, kind) == (read.declared["x"].values, read.declared["x"].kind)
     with pytest.raises(BadBody, match=f"the column 'x' is of type {kind}"):
         read.read(max_rows=1)
+
+
+@pytest.mark.parametrize("rows_a_batch", [1, 1000])
+def test_a_column_of_nothing_is_refused_row_by_row_whatever_was_wanted(rows_a_batch):
+    features = [Feature(name=name) for name in "xz"] + [Feature(name=n, type="category", values=("a",)) for n in "st"]
+    schema = Schema(tuple(features), Target(name="y"))
+    empty = pa.DictionaryArray.from_arrays(pa.array([None, None], pa.int8()), pa.nulls(0))
+    table = pa.table({"x": [1.0, 2.0], "z": pa.nulls(2), "s": pa.nulls(2), "t": empty})
+    reader = RowReader(schema, max_rows=2, max_depth=9)
+
+    rows = read_rows(ARROW, stream(table, rows_a_batch), reader, max_rows=2)
+
+    assert {0, 1} == set(rows.faults)
+    for faults in rows.faults.values():
+        assert [("z", "wanted a number, got null"), *[(name, "wanted one of 'a', got null") for name in "st"]] == [
+            (fault.column, fault.reason) for fault in faults
+        ]
+
+
+def test_rows_of_nulls_are_not_more_than_the_bytes_that_were_sent():
+    with pytest.raises(TooLarge, match="1,000,000 rows of nothing but nulls in "):
+        Stream(stream(pa.table({"x": pa.nulls(1_000_000)}), 1_000_000)).read(max_rows=1_000_000)
 
 
 def test_what_polars_writes_is_read():
@@ -238,6 +259,7 @@ def test_damage_is_always_an_error_of_the_senders():
         ),
         stream(pa.table({"x": pa.array([1, 2, 3], pa.uint8())}), compression="lz4"),
         stream(pa.table({"b": [True, None, False]})),
+        stream(pa.table({"n": pa.nulls(3), "x": [1.0, 2.0, 3.0]})),
         stream(pa.table({"v": pa.array(["a", None, "b" * 20, "c" * 30], pa.string_view())}), 3),
         (DATA / "polars-2.1.0.arrows").read_bytes(),
     ]

@@ -8,10 +8,11 @@ Source: Apache Arrow, Columnar Format, "Serialization and Interprocess Communica
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from itertools import repeat
 from typing import Any, Literal, NamedTuple
 
 import flatbuffers
@@ -27,7 +28,7 @@ Values = NDArray[Any] | Sequence[str | None]
 
 # Message.fbs: MessageHeader. Schema.fbs: Type.
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
-_INT, _FLOAT, _UTF8, _LARGE_UTF8, _UTF8_VIEW = 2, 3, 5, 20, 24
+_NULL, _INT, _FLOAT, _UTF8, _LARGE_UTF8, _UTF8_VIEW = 1, 2, 3, 5, 20, 24
 _TYPES = (
     "none", "Null", "Int", "FloatingPoint", "Binary", "Utf8", "Bool", "Decimal", "Date", "Time", "Timestamp",
     "Interval", "List", "Struct", "Union", "FixedSizeBinary", "FixedSizeList", "Map", "Duration", "LargeBinary",
@@ -55,12 +56,14 @@ class _Field:
 
     kind: Arrow's name of its type. holds: numpy's type of what its buffer holds: numbers, where texts end, views of
     texts, or, with `words`, indexes into dictionary `id`, whose own texts are laid out as `words` says.
+    is_text: the column is one of words, not of numbers; nulls alone may be either.
     """
 
     name: str
     kind: str
-    layout: Literal["numbers", "text", "views", "dictionary", "unknown"] = "unknown"
+    layout: Literal["nulls", "numbers", "text", "views", "dictionary", "unknown"] = "unknown"
     holds: str = ""
+    is_text: bool = False
     words: _Field | None = None
     id: int = 0
 
@@ -142,15 +145,18 @@ class Stream:
     Whatever the bytes say, nothing outside of them is touched, and what is made of them is not many times larger.
     """
 
-    def __init__(self, body: bytes) -> None:
-        """Raises BadBody where it is no such stream, WrongType where it is big-endian, TooLarge for many columns."""
+    def __init__(self, body: bytes, text: Collection[str] = ()) -> None:
+        """`text`: the columns that are to hold text; one of nulls alone does not say it.
+
+        Raises BadBody where it is no such stream, WrongType where it is big-endian, TooLarge for many columns.
+        """
         self._body, self._messages, self._rows = body, _messages(body), 0
         self._words_left, self._bytes_left = _MOST_WORDS, len(body)
         with _reading():
             kind, header, _, _ = next(self._messages, (0, None, 0, 0))
             if header is None or kind != _SCHEMA:
                 raise BadBody("not an Arrow stream: it does not begin with a schema")
-            self._fields = _fields(header)
+            self._fields = _fields(header, text)
         self._parts: list[list[_Part]] = [[] for _ in self._fields]
         self._texts = [_Words(self._count_words) for _ in self._fields]
         self._layouts = {field.id: field.words for field in self._fields if field.words is not None}
@@ -186,6 +192,8 @@ class Stream:
         self._rows += rows
         if self._rows > max_rows:
             raise TooLarge(f"more than {max_rows:,} rows; one request takes no more, so send several")
+        if self._rows > len(self._body):  # where there are only nulls, rows cost nothing
+            raise TooLarge(f"{self._rows:,} rows of nothing but nulls in {len(self._body):,} bytes; leave them out")
         buffers = _Buffers(self._body, start, end, batch)
         for field, parts, texts, missing in zip(self._fields, self._parts, self._texts, nulls, strict=True):
             part = self._part(field, buffers, rows, missing, texts)
@@ -200,7 +208,7 @@ class Stream:
         rows, [missing] = _lengths(data, 1)
         self._count_words(rows)
         buffers = _Buffers(self._body, start, end, data)
-        texts = self._read_texts(field, buffers, rows, _valid(buffers, rows, missing))
+        texts = self._read_texts(field, buffers, rows, _valid(field, buffers, rows, missing))
         words = [text if text is None else text.decode() for text in texts]
         if batch.number(2, "?") and id_ in self._dictionaries:
             self._dictionaries[id_] += words  # in place: parts point into it, and a copy each time would be many
@@ -208,7 +216,9 @@ class Stream:
             self._dictionaries[id_] = words
 
     def _part(self, field: _Field, buffers: _Buffers, rows: int, missing: int, texts: _Words) -> _Part:
-        valid = _valid(buffers, rows, missing)
+        valid = _valid(field, buffers, rows, missing)
+        if field.layout == "nulls":
+            return _Part(np.zeros(rows, int), valid, texts.known if field.is_text else None)
         if field.layout == "numbers":
             return _Part(buffers.take(field.holds, rows), valid)
         if field.layout in ("text", "views"):
@@ -224,7 +234,13 @@ class Stream:
         self, field: _Field, buffers: _Buffers, count: int, valid: NDArray[np.bool_] | None
     ) -> Iterator[bytes | None]:
         """The next `count` texts, None for those that are not there."""
-        texts = self._viewed(buffers, count, valid) if field.layout == "views" else self._cut(field, buffers, count)
+        texts: Iterator[bytes]
+        if field.layout == "nulls":
+            texts = repeat(b"", count)
+        elif field.layout == "views":
+            texts = self._viewed(buffers, count, valid)
+        else:
+            texts = self._cut(field, buffers, count)
         if valid is None:
             return texts
         return (text if is_there else None for text, is_there in zip(texts, valid.tolist(), strict=True))
@@ -303,8 +319,8 @@ def _messages(body: bytes) -> Iterator[tuple[int, _Flat, int, int]]:
         at, left = start + length, left - 1
 
 
-def _fields(schema: _Flat) -> list[_Field]:
-    """The columns that a schema declares, each name once."""
+def _fields(schema: _Flat, text: Collection[str]) -> list[_Field]:
+    """The columns that a schema declares, each name once; of the nulls, those in `text` are text."""
     if schema.number(0, "<h"):
         raise WrongType("the Arrow stream is big-endian; write it on this kind of machine or swap its bytes")
     start, count = schema.list(1, 4)
@@ -315,6 +331,8 @@ def _fields(schema: _Flat) -> list[_Field]:
         field = _field(_Flat(schema.data, at + _int("<I", schema.data, at)))
         if field.name in fields:
             raise BadBody(f"the column {field.name[:100]!r} stands twice")
+        if field.layout == "nulls" and field.name in text:
+            field = replace(field, is_text=True)
         fields[field.name] = field
     return list(fields.values())
 
@@ -327,16 +345,18 @@ def _field(field: _Flat) -> _Field:
         return plain
     index = encoding.table(1)
     indexes = _integer(index) if index is not None else "<i4"
-    if kind not in _TEXTS or not indexes:
+    if not (kind in _TEXTS or kind == _NULL) or not indexes:
         return _Field(name, f"dictionary of {plain.kind}")
-    return _Field(name, plain.kind, "dictionary", indexes, plain, encoding.number(0, "<q"))
+    return _Field(name, plain.kind, "dictionary", indexes, True, plain, encoding.number(0, "<q"))
 
 
 def _plain(name: str, kind: int, about: _Flat | None) -> _Field:
     """A column as it would be without a dictionary."""
     known = _TYPES[kind] if kind < len(_TYPES) else f"type {kind}"
+    if kind == _NULL:
+        return _Field(name, known, "nulls")
     if kind in _TEXTS:
-        return _Field(name, known, *_TEXTS[kind])
+        return _Field(name, known, *_TEXTS[kind], is_text=True)
     numbers = ""
     if about is not None and kind == _INT:
         numbers = _integer(about)
@@ -363,8 +383,10 @@ def _lengths(batch: _Flat, columns: int) -> tuple[int, list[int]]:
     return rows, list(nodes[1::2])
 
 
-def _valid(buffers: _Buffers, rows: int, missing: int) -> NDArray[np.bool_] | None:
+def _valid(field: _Field, buffers: _Buffers, rows: int, missing: int) -> NDArray[np.bool_] | None:
     """Which values are there. The buffer that says so may be left out where all are."""
+    if field.layout == "nulls":
+        return np.zeros(rows, bool)
     bits = buffers.take("u1", (rows + 7) // 8 if missing else 0)
     return np.unpackbits(bits, count=rows, bitorder="little").astype(bool) if missing else None
 
@@ -374,14 +396,14 @@ def _joined(field: _Field, parts: Sequence[_Part]) -> Column:
     if field.layout == "unknown":
         return Column(None, kind=field.kind)
     if not parts:
-        return Column(np.empty(0, field.holds)) if field.layout == "numbers" else Column(np.empty(0, int), words=())
+        return Column(np.empty(0, int), words=() if field.is_text else None)
     if len(parts) == 1:
         [part] = parts
         return Column(part.values, part.valid, None if part.words is None else tuple(part.words))
     valid = None
     if any(part.valid is not None for part in parts):
         valid = np.concatenate([np.ones(len(p.values), bool) if p.valid is None else p.valid for p in parts])
-    if field.layout == "numbers":
+    if not field.is_text:
         return Column(np.concatenate([part.values for part in parts]), valid)
     # Batches mostly share a list of words, which then stands here once.
     starts: dict[int, int] = {}

@@ -81,7 +81,7 @@ def read_rows(kind: str, body: bytes, reader: RowReader, *, max_rows: int) -> Ro
 
 
 def _read_arrow(body: bytes, schema: Schema, max_rows: int) -> Rows:
-    stream = Stream(body)
+    stream = Stream(body, text=[feature.name for feature in schema.features if feature.type == "category"])
     judge_columns(schema, stream.declared, 0)  # another table is refused before any of its rows is read
     return judge_columns(schema, *stream.read(max_rows=max_rows))
 

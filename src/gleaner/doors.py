@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gleaner.arrow import ARROW, Values, read_stream, write_stream
+from gleaner.arrow import ARROW, Stream, Values, write_stream
 from gleaner.errors import BadRows, BadTable, Fault, TooLarge, WrongType
 from gleaner.rows import NAMED_FAULTS, Rows, judge_columns
 from gleaner.schema import Array, Schema
@@ -78,7 +78,7 @@ def read_rows(kind: str, body: bytes, reader: RowReader, *, max_rows: int, parti
     if kind == JSON:
         rows = reader.read(body, named=named)
     elif kind == ARROW:
-        rows = judge_columns(reader.schema, *read_stream(body, max_rows=max_rows), named=named)
+        rows = _read_arrow(body, reader.schema, max_rows, named)
     elif kind == CSV:
         rows = _read_csv(body, reader.schema, max_rows, named)
     else:
@@ -88,6 +88,12 @@ def read_rows(kind: str, body: bytes, reader: RowReader, *, max_rows: int, parti
         reason = f"{faults:,} faults, and an answer in part tells {MOST_FAULTS:,}; `gleaner score` takes whole tables"
         raise BadRows([("", reason)])
     return rows
+
+
+def _read_arrow(body: bytes, schema: Schema, max_rows: int, named: int) -> Rows:
+    stream = Stream(body, text=[feature.name for feature in schema.features if feature.type == "category"])
+    judge_columns(schema, stream.declared, 0)  # another table is refused before any of its rows is read
+    return judge_columns(schema, *stream.read(max_rows=max_rows), named=named)
 
 
 def _read_csv(body: bytes, schema: Schema, max_rows: int, named: int) -> Rows:

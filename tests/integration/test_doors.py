@@ -389,6 +389,22 @@ def test_a_row_of_empty_cells_in_a_csv_file_keeps_its_place(routes):
     assert 422 == send_csv(routes, "time_spent,doors_in_route,assessed_value\n,,\n").status_code
 
 
+def test_a_column_of_nulls_is_refused_in_arrow_as_in_json(routes):
+    rows = [{**ROUTE, "time_spent": None}] * 2
+    table = pa.Table.from_pylist(rows)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+    in_json = routes.post("/v1/predict", json=rows)
+    in_arrow = routes.post("/v1/predict", content=sink.getvalue().to_pybytes(), headers={"Content-Type": ARROW})
+
+    assert pa.null() == table.schema.field("time_spent").type
+    assert (422, 422) == (in_json.status_code, in_arrow.status_code)
+    assert ["/0/time_spent", "/1/time_spent"] == [entry["pointer"] for entry in in_arrow.json()["errors"]]
+    assert in_json.json()["errors"] == in_arrow.json()["errors"]
+
+
 def test_details_of_a_csv_file_are_columns_beside_the_prediction(routes):
     answer = send_csv(routes, "time_spent,doors_in_route,assessed_value\n30,50,200000\n", "?detail=true")
 

@@ -271,6 +271,11 @@ def test_a_window_that_shows_nothing_is_refused(alerts, said):
         load_settings(ROOT / "gleaner.toml", {"alerts": alerts})
 
 
+def test_an_age_of_the_registry_that_one_fetch_may_take_is_refused():
+    with pytest.raises(BadSetting, match=r"registry_age_seconds: wanted more than tracking\.fetch_seconds, 600"):
+        load_settings(ROOT / "gleaner.toml", {"tracking": {"fetch_seconds": 600}})
+
+
 # Cases
 
 
@@ -394,6 +399,9 @@ BURNING = "ErrorBudgetBurn"
         ("service", "ModelLoadFailing", r"registry_alias_refused", "model_alias_refused"),
         ("service", "ModelLoadFailing", r"model_alias_refused", "registry_alias_refused"),
         ("service", "ModelLoadFailing", r"max by", "min by"),  # one instance of two
+        ("service", "RegistryNotFollowed", r"on \(job, instance\)", "on (job)"),
+        ("service", "RegistryNotFollowed", r" == 0", ""),
+        ("service", "RegistryNotFollowed", r"\nor(.|\n)*", ""),  # none since the start
         ("budget", BURNING, r"and (service:\S+) / [\d.]+ > [\d.]+  #", r"and \1 > -1  #"),  # the window that ends it
         ("budget", BURNING, r"(rate)1h( / [\d.]+ > 14\.4)\b", r"\g<1>5m\2"),  # the window that does not heed a blip
         ("budget", BURNING, r"(rate)6h( / [\d.]+ > 6)\b", r"\g<1>30m\2"),

@@ -171,6 +171,18 @@ def _service(settings: Settings, at: Alerts, hurry: float) -> list[Alert]:
             "It failed its checks: /health_status and the log say which. The version that was in service before stays.",
             dashboard="gleaner-model",
         ),
+        Alert(
+            "RegistryNotFollowed",
+            "service",
+            "ticket",
+            f"time() - registry_last_success_timestamp_seconds > {number(at.registry_age_seconds)}\n"
+            f"or time() - process_start_time_seconds > {number(at.registry_age_seconds)}\n"
+            '  and on (job, instance) registry_polls_total{result="success"} == 0  # none since the start',
+            '{{ $labels.service }} has not seen the registry for {{ $value | printf "%.0f" }} s.',
+            "No look at the aliases of the MLflow server has succeeded: what is promoted there is not served. The "
+            "versions in service stay.",
+            dashboard="gleaner-model",
+        ),
     ]
 
 

@@ -113,6 +113,7 @@ def make_cases(settings: Settings, hurry: float = 1.0) -> list[Case]:
         "SlowPredictions": cases.slow_predictions,
         "NoModel": cases.no_model,
         "ModelLoadFailing": cases.model_load_failing,
+        "RegistryNotFollowed": cases.registry_not_followed,
         "HighTrainingLoss": lambda a: cases.gauge(a, "training_loss", cases.at.training_loss, TRAINER, "{:.3f}".format),
         "LowValidationAccuracy": lambda a: cases.gauge(
             a, "validation_accuracy", cases.at.validation_accuracy, TRAINER, percent, worse=0.9
@@ -291,6 +292,28 @@ class _Cases:
             Case(alert, "fires for as long as it lasts", {stored: [well], registered: [well, long]}, fires),
             Case(alert, "nothing refused", {stored: [well], registered: [well]}),
             Case(alert, "gone again", {stored: [refused, well], registered: [refused, well]}),
+        ]
+
+    def registry_not_followed(self, alert: Alert) -> list[Case]:
+        age, polled = self.at.registry_age_seconds, {"result": "success"}
+
+        def ago(seconds: float) -> list[Piece]:
+            """A moment so long before the end, which is negative: promtool's clock starts at 0."""
+            return [hold(self.step - seconds, for_=self.step)]
+
+        def follows(labels: Mapping[str, str], started: float, polls: int, last: float | None) -> dict[str, Pieces]:
+            seen = {_series("registry_last_success_timestamp_seconds", labels): ago(last)} if last is not None else {}
+            polled_series = _series("registry_polls_total", labels, polled)
+            start = _series("process_start_time_seconds", labels)
+            return {**seen, start: ago(started), polled_series: [hold(polls, for_=self.step)]}
+
+        well, fires = follows(OTHER_APP, 9 * age, 5, 0.1 * age), [Firing(alert, APP, f"{1.1 * age:.0f}")]
+        return [
+            Case(alert, "fires", follows(APP, 9 * age, 5, 1.1 * age), fires),
+            Case(alert, "fires where none since the start did", {**well, **follows(APP, 1.1 * age, 0, None)}, fires),
+            Case(alert, "not yet for long enough", {**well, **follows(APP, 9 * age, 5, 0.9 * age)}),
+            Case(alert, "just begun", follows(APP, 0.9 * age, 0, None)),
+            Case(alert, "no registry to follow", {_series("process_start_time_seconds", APP): ago(9 * age)}),
         ]
 
     def training_stale(self, alert: Alert) -> list[Case]:

@@ -218,7 +218,13 @@ def _model(settings: Settings) -> Dashboard:
         .with_variable(_slots())
         .with_panel(_in_service(of_slot))
         .with_panel(
-            _stat("Refused in this time", "sum(increase(model_load_failures_total[$__range]))", "short", bad=1).span(6)
+            _stat(
+                "Refused in this time",
+                "sum(increase(model_load_failures_total[$__range])) "
+                "+ (sum(increase(registry_refusals_total[$__range])) or vector(0))",
+                "short",
+                bad=1,
+            ).span(6)
         )
         .with_panel(
             _timeline("Versions", {"{{slot}}: version {{version}}, {{candidate}}": 'model_info{slot=~"$slot"}'})
@@ -237,8 +243,33 @@ def _model(settings: Settings) -> Dashboard:
         .with_panel(
             _lines(
                 "Versions refused, by reason",
-                {"{{reason}}": "sum by (reason) (increase(model_load_failures_total[$__rate_interval]))"},
+                {
+                    f"{where}: {{{{reason}}}}": f"sum by (reason) (increase({refusals}[$__rate_interval]))"
+                    for where, refusals in (
+                        ("store", "model_load_failures_total"),
+                        ("registry", "registry_refusals_total"),
+                    )
+                },
                 "short",
+            )
+        )
+        .with_panel(
+            _lines(
+                "Aliases that point at a refused version (1)",
+                {
+                    "store: {{alias}}": "max by (alias) (model_alias_refused)",
+                    "registry: {{alias}}": "max by (alias) (registry_alias_refused)",
+                },
+                "short",
+                line=1,
+            )
+        )
+        .with_panel(
+            _lines(
+                "Since the last look at the registry that succeeded",
+                {"{{instance}}": "time() - registry_last_success_timestamp_seconds"},
+                "s",
+                line=settings.alerts.registry_age_seconds,
             )
         )
     )

@@ -122,8 +122,8 @@ class Stage:
         program = self._faulty("train-metrics", "trainer", fault, port, self.data.absolute())
         return replace(program, environment=self.stack.environment(**self._variables(self.folder / "spoilt")))
 
-    def with_state(self, name: str, state: Path) -> Program:
-        return replace(self.programs[name], environment=self.stack.environment(**self._variables(state)))
+    def with_state(self, name: str, state: Path, **more: str) -> Program:
+        return replace(self.programs[name], environment=self.stack.environment(**(self._variables(state) | more)))
 
     def _faulty(self, name: str, role: str, fault: str, *rest: object) -> Program:
         command = (sys.executable, "-m", "gleaner.faults", role, fault, str(self.settings.file), *map(str, rest))
@@ -232,6 +232,11 @@ async def _point_back(stage: Stage) -> None:
     Store(stage.settings.store).point({alias: int((stage.folder / "before").read_text())})
 
 
+async def _follow_nobody(stage: Stage) -> None:
+    """An API told to follow a registry at a port on which nobody answers."""
+    await stage.put(stage.with_state("ml-app", stage.state, GLEANER_TRACKING__URI="http://127.0.0.1:9"))
+
+
 async def _age(stage: Stage) -> None:
     """A trainer whose last training was long ago."""
     old = stage.folder / "old"
@@ -248,6 +253,7 @@ DRILLS: Mapping[str, Drill] = {
     "SlowPredictions": Drill("every prediction takes twice as long as was promised", *_service("slow")),
     "NoModel": Drill("the API has an empty store", _empty_store, _back("ml-app")),
     "ModelLoadFailing": Drill("the alias points at a version with one wrong byte", _damage_a_version, _point_back),
+    "RegistryNotFollowed": Drill("nobody answers where the registry should be", _follow_nobody, _back("ml-app")),
     "TargetDown": Drill("the API has ended, and nothing starts it", _down, _back("ml-app"), {"service": "ml-app"}),
     "RestartLoop": Drill("the API is killed again and again", _kill_again_and_again, _nothing, {"service": "ml-app"}),
     "HighMemoryUsage": Drill("the API holds more memory than it should", _memory, _back("ml-app")),

@@ -216,6 +216,9 @@ class Alerts(_Section):
     validation_accuracy_for_seconds: Seconds = Field(300, description="... for this long.")
     down_for_seconds: Seconds = Field(60, description="TargetDown: a process does not answer Prometheus for this long.")
     no_model_for_seconds: Seconds = Field(300, description="NoModel: the first slot has no model for this long.")
+    registry_age_seconds: Seconds = Field(
+        300, description="RegistryNotFollowed: no look at the aliases of `tracking.uri` has succeeded for this long."
+    )
     slow_window_seconds: Seconds = Field(300, description="SlowPredictions: `objectives` missed over this long.")
     training_age_days: float = Field(30, gt=0, description="TrainingStale: no training has succeeded for this long.")
     restarts: int = Field(2, ge=1, description="RestartLoop: a process started anew more often than this ...")
@@ -301,6 +304,11 @@ class Settings(BaseSettings):
             )
         if isinstance(self.scores.accuracy, WithinFactor) and (self.model.min is None or self.model.min <= -1):
             raise ValueError("scores.accuracy: within_factor needs model.min above -1; use { within = ... }")
+        if self.alerts.registry_age_seconds <= self.tracking.fetch_seconds:
+            raise ValueError(
+                "alerts.registry_age_seconds: wanted more than tracking.fetch_seconds, "
+                f"{self.tracking.fetch_seconds:g}, which one look may take; got {self.alerts.registry_age_seconds:g}"
+            )
         if self.model.target in {feature.name for feature in self.features}:
             raise ValueError(f"model.target: {self.model.target!r} is a feature, too")
         return self

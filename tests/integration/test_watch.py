@@ -137,7 +137,8 @@ def stack(trained, tmp_path_factory) -> Iterator[Stack]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(running(mlflow, folder, "mlflow.log", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"))
         stack.enter_context(running(train, trainer, "train.log"))
-        service = stack.enter_context(serving(folder))
+        follows = f"http://127.0.0.1:{ports['mlflow']}"  # whose registry has no model, so that nothing moves
+        service = stack.enter_context(serving(folder, GLEANER_TRACKING__URI=follows))
         wait_for(lambda: "metrics stay" in (trainer / "train.log").read_text(), 120, "trained", trainer / "train.log")
         metrics = f"http://127.0.0.1:{ports['mlflow']}/metrics"
         wait_for(lambda: httpx.get(metrics).status_code == 200, 120, "MLflow up", folder / "mlflow.log")

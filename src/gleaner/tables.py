@@ -273,6 +273,7 @@ def _chunks(
     while block := file.lines.peek(size):
         chunk = _accept(file, columns, found, block, seen)
         if chunk:
+            file.lines.skip(block)
             size = min(2 * size, block_bytes)
         elif size > _JUDGED_BYTES:
             size = _JUDGED_BYTES
@@ -289,7 +290,7 @@ def _accept(
     file: CsvFile, columns: Sequence[Feature | Target], found: Sequence[int], block: bytes, seen: int
 ) -> Chunk | None:
     """The chunk in a block of whole lines, if every row in it is whole, as wide as the header, and right in every
-    way; else None, with the file left where it was. Blank lines are fine."""
+    way; else None. Empty lines are fine. The file stays where it is."""
     if len(block) >= LONGEST_LINE:
         return None
     try:
@@ -313,14 +314,14 @@ def _accept(
             return None
         X[:, j] = numbers
     lines += file.lines.number + 1
-    file.lines.skip(len(block), ends)
     return Chunk(X, np.arange(seen, seen + len(rows)), lines, rows, ())
 
 
 def _judge(
     file: CsvFile, columns: Sequence[Feature | Target], found: Sequence[int], size: int, seen: int, named: int
 ) -> Chunk:
-    """The chunk in the next `size` bytes of a file, with the reasons of its first `named` faults."""
+    """The chunk in the next `size` bytes of a file, with the reasons of its first `named` faults; the file is moved on,
+    and farther where a cell in quotes goes on, which only reading it can tell."""
     X, index, lines = array("d"), array("q"), array("q")
     accepted: list[list[str]] = []
     refused: list[RefusedRow] = []
@@ -418,9 +419,10 @@ class _Lines:
             raise _unreadable(self.name, e) from e
         return block
 
-    def skip(self, size: int, lines: int) -> None:
-        """Move on by so many bytes, which are so many lines."""
-        self.at, self.number = self.at + size, self.number + lines
+    def skip(self, block: bytes) -> None:
+        """Move on behind a block of lines that was peeked at."""
+        self.at += len(block)
+        self.number += block.count(b"\n") + (not block.endswith(b"\n"))
         self.file.seek(self.at)
 
 

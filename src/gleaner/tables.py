@@ -234,7 +234,7 @@ def read_table(
             if day is None:
                 days.extend([math.nan] * len(chunk.lines))
             else:
-                days.extend(_day(cells[day]) if day < len(cells) else math.nan for cells in chunk.cells)
+                days.extend(read_day(cells[day]) if day < len(cells) else math.nan for cells in chunk.cells)
             refused += len(chunk.refused)
             for row in chunk.refused:
                 faults.extend(row.faults)
@@ -470,7 +470,7 @@ def plain_name(name: str) -> str:
     return " ".join(name.replace("\u00a0", " ").split()).casefold()
 
 
-def _day(cell: str) -> float:
+def read_day(cell: str) -> float:
     """The day number of a cell that starts like 2023-09-27; NaN for anything else."""
     match = _DAY.match(cell)
     try:

@@ -614,7 +614,7 @@ _FEATURE_KEYS = {
     "max": "A row with more is refused, with the reason.",
     "monotone": "`up` or `down`: candidates that can, keep to it.",
     "sources": "Headers under which a file may keep the column, in order; its own name comes last.",
-    "map": "Words of a file that stand for numbers, without blanks around them.",
+    "map": 'Words of a file that stand for numbers, without blanks around them; `""` for an empty cell.',
     "values": "The words that a category takes, without blanks around them; any other is refused.",
     "description": "What it is, for people.",
 }
@@ -633,7 +633,13 @@ def describe_settings() -> str:
     for section, info in Settings.model_fields.items():
         model = info.annotation
         if section == "features":
-            lines += ["", "## `[[features]]`", "", "One input column each, in the order of the model's matrix.", ""]
+            lines += [
+                "",
+                "## `[[features]]`",
+                "",
+                "One input column each, in the order of the model's matrix. A row with an empty cell is",
+            ]
+            lines += ["refused, in training as in serving: [what a table may look like](tables.md).", ""]
             lines += ["| key | meaning |", "| --- | --- |"]
             lines += [f"| `{key}` | {meaning} |" for key, meaning in _FEATURE_KEYS.items()]
         elif isinstance(model, type) and issubclass(model, BaseModel):

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import httpx
@@ -18,12 +19,14 @@ from gleaner.alerts import make_alerts
 from gleaner.drills import DRILLS
 from gleaner.metrics import Following, Resources, TrainingMetrics
 from gleaner.registry import Follower
+from gleaner.schema import Feature, read_number, show_cell
 from gleaner.settings import Settings, describe_settings, load_settings
 from gleaner.store import Store
 
 README = (ROOT / "README.md").read_text()
 HTTP = (ROOT / "docs" / "http.md").read_text()
 ALERTS = (ROOT / "docs" / "alerts.md").read_text()
+TABLES = (ROOT / "docs" / "tables.md").read_text()
 TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text()
 METRICS = (ROOT / "docs" / "metrics.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", HTTP, re.DOTALL)
@@ -53,6 +56,65 @@ def test_every_link_of_the_documents_leads_somewhere():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def shell_lines(page: Path) -> list[str]:
+    """The lines of a page's blocks for a terminal, in their order."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [line.removeprefix("$ ") for kind, block in blocks if not kind for line in block.splitlines()]
+
+
+PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_where_gleaner_is_typed_something_has_put_it_on_the_path(page):
+    text = page.read_text()
+    for line in shell_lines(page):
+        if re.match(r"(gleaner|python) ", line):
+            assert "source .venv/bin/activate" in text[: text.index(line)], line
+
+
+def test_the_readmes_way_to_a_table_of_ones_own_works_when_it_is_copied(tmp_path):
+    (block,) = re.findall(r"```\n(source .venv/bin/activate[^`]*gleaner init.*?)```", README, re.DOTALL)
+    lines = block.splitlines()
+    assert lines[-1].startswith("gleaner serve ")
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "clone" / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "houses").mkdir()
+    rows = "".join(f"{rooms},{20 * rooms}\n" for rooms in range(60))
+    (tmp_path / "houses" / "houses.csv").write_text("rooms,price\n" + rows)
+    clean = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "GLEANER_TRAINING__CANDIDATES": '["linear"]'}
+    clean |= {"GLEANER_TRAINING__CHALLENGER": "none", "GLEANER_PORTS__TRAIN_METRICS": "0"}
+    script = "\n".join([*lines[:-1], "gleaner models list"])
+
+    done = subprocess.run(
+        ["bash", "-euc", script],
+        cwd=tmp_path / "clone",
+        env=clean,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert "champion" in done.stdout
+
+
+def test_what_the_page_of_tables_says_of_numbers_is_so():
+    numbers, refused = re.search(
+        r"before the decimals: (.*?), with .*?what to do \|\n\| ---.*?\n(.*?)\n\n", TABLES, re.DOTALL
+    ).groups()
+    column = Feature(name="a", min=0.0)
+
+    assert [2.18, -5.0, 1e6] == [read_number(cell) for cell in re.findall(r"`([^`]+)`", numbers)]
+    cells = [cell for line in refused.splitlines() for cell in re.findall(r"`([^`]+)`", line.split("|")[1])]
+    assert 6 == len(cells)
+    for cell in cells:
+        with pytest.raises(ValueError, match=r"^$"):
+            column.accept_cell(cell)
+    assert f"`wanted {column.wanted}, got {show_cell(column, '2,18')}`" in TABLES
 
 
 def test_the_numbers_in_the_readme_are_those_of_the_sample():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import itertools
 from pathlib import Path
 
@@ -54,9 +55,9 @@ def test_numbers_words_and_the_target_are_told_apart(routes):
 
     assert "routes-of-2023" == settings.model.name
     assert ("donation_bags_collected", 0.0) == (settings.model.target, settings.model.min)
-    assert ("date", "ward", "doors_in_route", "time_to_complete_min") == settings.schema_.names
-    assert ["category", "category", "int", "float"] == [feature.type for feature in settings.features]
-    assert ("north", "south") == settings.features[1].values
+    assert ("ward", "doors_in_route", "time_to_complete_min") == settings.schema_.names
+    assert ["category", "int", "float"] == [feature.type for feature in settings.features]
+    assert ("north", "south") == settings.features[0].values
 
 
 def test_a_draft_reads_the_file_that_it_was_made_from(routes):
@@ -68,7 +69,82 @@ def test_a_draft_reads_the_file_that_it_was_made_from(routes):
 
 
 def test_a_column_that_is_no_feature_is_left_out_by_name(routes):
-    assert '# "Note" is left out: it has 1 different words.\n' in draft_settings(routes, "Donation Bags Collected")
+    assert '# "Note" is left out: its only word is "-".\n' in draft_settings(routes, "Donation Bags Collected")
+
+
+def test_an_empty_column_is_called_so(tmp_path):
+    text = draft_settings(write(tmp_path / "a.csv", ["a", "b", "y"], ["1", " ", "2"], ["1", "", "2"]), "y")
+
+    assert '# "b" is left out: it is empty.\n' in text
+
+
+def test_a_column_of_dates_is_no_feature_and_tells_training_the_days(routes):
+    settings = load(routes, "Donation Bags Collected")
+
+    assert ("Date",) == settings.schema_.date_sources
+    assert dt.date(2023, 9, 23).toordinal() == train_on(settings).days[0]
+    assert '# "Date" is left out: dates are no feature; ' in draft_settings(routes, "Donation Bags Collected")
+
+
+def test_of_several_columns_of_dates_the_first_that_stands_once_tells_the_days(tmp_path):
+    header = ["seen", "SEEN", "Begun", "Reading Date", "a", "y"]
+    rows = [
+        ["2024-01-01", "2024-01-01", f"2024-{month:02}-01 08:00", f"2024-{month:02}-01", "5", "7"]
+        for month in range(1, 13)
+    ]
+    rows[3][2] = rows[4][2] = "unknown"
+    settings = load(write(tmp_path / "a.csv", header, *rows), "y")
+
+    assert ("Begun",) == settings.schema_.date_sources
+    assert ("a",) == settings.schema_.names
+    assert 10 == sum(day == day for day in train_on(settings).days.tolist())
+
+
+@pytest.mark.parametrize("date", ["31.01.2024", "1/31/24", "2024/1/31 8:00", "2024-01"])
+def test_dates_that_training_does_not_read_are_no_words_of_a_category(tmp_path, date):
+    path = write(tmp_path / "a.csv", ["a", "when", "y"], ["1", date, "2"], ["1", date.replace("3", "2"), "2"])
+    said = (
+        f'# "when" is left out: dates are no feature, and "{date}" is none that date_sources reads: wanted 2024-01-31.'
+    )
+
+    assert said in draft_settings(path, "y").splitlines()
+    assert (("a",), ()) == (load(path, "y").schema_.names, load(path, "y").schema_.date_sources)
+
+
+def test_a_column_of_decimal_commas_is_no_category(tmp_path):
+    path = tmp_path / "euro.csv"
+    path.write_text("Fl\u00e4che;Ort;Preis\n12,5;Ulm;100\n13,5;Bonn;200.5\n", encoding="utf-8")
+    text = draft_settings(path, "Preis")
+
+    assert (
+        '# "Fl\u00e4che" is left out: its cells are no numbers here, such as "12,5"; a decimal comma is not read: 12.5.'
+        in text
+    )
+    assert ("ort",) == load(path, "Preis").schema_.names
+
+
+def test_the_first_line_of_a_target_that_is_no_number_is_named(tmp_path):
+    path = tmp_path / "euro.csv"
+    path.write_text("Fl\u00e4che;Preis\n12;7\n\n13; \n14;123,45\n15;99,00\n", encoding="utf-8")
+
+    with pytest.raises(BadTable) as caught:
+        draft_settings(path, "Preis")
+    assert (
+        f"{path}: the target 'Preis' is not a number in most of its rows; "
+        "the first that is none, in line 5, is '123,45'; "
+        "a decimal comma is not read: 123.45"
+    ) == str(caught.value)
+
+
+def test_what_a_draft_says_of_empty_cells_holds(routes):
+    text = draft_settings(routes, "Donation Bags Collected")
+    assert 'map = { "" = 0 }' in text
+    toml = routes.parent / "gleaner.toml"
+    toml.write_text(
+        text.replace('name = "doors_in_route"\n', 'name = "doors_in_route"\nmap = { "" = 0 }\n'), encoding="utf-8"
+    )
+
+    assert [50.0, 0.0] == train_on(load_settings(toml)).X[:, -2].tolist()
 
 
 def test_a_column_of_numbers_may_be_mostly_empty(tmp_path):
@@ -137,9 +213,13 @@ def test_only_the_first_rows_are_looked_at(tmp_path):
     [
         ([["a", "bags"], ["1", "2"]], ", line 1: no column for 'bag': wanted 'bag'; did you mean 'bags'?"),
         ([["bag", "a", "BAG"], ["1", "2", "3"]], ", line 1: header 'bag' stands twice, as columns 1 and 3; rename one"),
-        ([["a", "bag"], ["1", "many"], ["2", "few"]], ": the target 'bag' is not a number in most of its rows"),
-        ([["a", "bag"]], ": the target 'bag' is not a number in most of its rows"),
-        ([["a", "bag"], ["1"]], ": the target 'bag' is not a number in most of its rows"),
+        (
+            [["a", "bag"], ["1", "7"], ["1", "many"], ["2", "few"]],
+            ": the target 'bag' is not a number in most of its rows; the first that is none, in line 3, is 'many'",
+        ),
+        ([["a", "bag"]], ": has a header and no rows below it"),
+        ([["a", "bag"], ["1"]], ": the target 'bag' is empty in every row"),
+        ([["a", "bag"], ["1", ""], ["2", " "]], ": the target 'bag' is empty in every row"),
         ([["bag"], ["1"]], ": no column beside 'bag' holds numbers, or 2 to 12 different words"),
         ([["bag", "a"], ["1", "x"]], ": no column beside 'bag' holds numbers, or 2 to 12 different words"),
     ],

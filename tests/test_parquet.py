@@ -99,9 +99,8 @@ def test_text_is_read_as_the_cells_of_a_csv_are(kind):
     [chunk] = chunks(pa.table({"time": time, "doors": doors, "ward": WARDS.cast(kind)}))
 
     assert [[30.0, 50.0, 1.0, 0.0], [15.0, 7.0, 0.0, 1.0]] == chunk.X.tolist()
-    assert ["row 2, column 'time': wanted a number from 0 to 1,440, got '1,5'"] == list(
-        map(str, chunk.refused[0].faults)
-    )
+    reason = "wanted a number from 0 to 1,440, got '1,5'; a decimal comma is not read: 1.5"
+    assert [f"row 2, column 'time': {reason}"] == list(map(str, chunk.refused[0].faults))
 
 
 def test_every_value_that_a_column_refuses_is_named_with_its_row():

@@ -14,7 +14,7 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 
 from gleaner.errors import Fault
-from gleaner.schema import LARGEST, Feature, Schema, Target, read_number, show
+from gleaner.schema import LARGEST, Feature, Schema, Target, explain_cell, read_number, show, show_cell
 
 properties = profile(max_examples=300, deadline=None, derandomize=True, database=None)
 
@@ -236,6 +236,52 @@ def test_a_value_is_shown_short_and_in_one_line_of_ascii(value):
     assert show(value).isprintable()
     assert show(value).isascii()
     assert len(show(value)) <= 60
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("2,18", "a decimal comma is not read: 2.18"),
+        ("-,5", "a decimal comma is not read: -.5"),
+        ("0,123", "a decimal comma is not read: 0.123"),
+        ("1,234", "a comma is not read: 1234 or 1.234"),
+        ("1,234,567", "a thousands separator is not read: 1234567"),
+        ("1,234.50", "a thousands separator is not read: 1234.50"),
+        ("1 234", "a thousands separator is not read: 1234"),
+        ("1\u202f234,5", "a thousands separator or a decimal comma is not read: 1234.5"),
+        ("-1.234,56", "a thousands separator or a decimal comma is not read: -1234.56"),
+        ("$101.20", "a currency sign is not read: 101.20"),
+        (" 101,20 \u20ac ", "a currency sign or a decimal comma is not read: 101.20"),
+        ("12%", "a percent sign is not read"),
+        ("12,5 %", "a percent sign or a decimal comma is not read"),
+    ],
+)
+def test_a_number_as_spreadsheets_show_it_is_refused_with_what_is_not_read_in_it(cell, said):
+    assert is_refused(Feature(name="a").accept_cell, cell)
+
+    for column in (Feature(name="a"), DOORS, SCHEMA.target):
+        assert f"{show(cell)}; {said}" == show_cell(column, cell)
+    assert show(cell) == show_cell(WARD, cell)
+
+
+@pytest.mark.parametrize("cell", ["-5", "1.234", "many", "$", "%", ".", "1,2,3", "1,234,56", "5 min", "1" * 50 + ",5"])
+def test_a_cell_that_is_no_such_number_is_refused_as_it_is(cell):
+    assert show(cell) == show_cell(Feature(name="a"), cell)
+
+
+def test_an_empty_cell_is_called_so_and_what_is_no_text_is_shown_as_ever():
+    assert "an empty cell" == show_cell(WARD, " \u00a0")
+    assert ["null", "5", "nan"] == [show_cell(TIME, value) for value in (None, 5, math.nan)]
+
+
+@properties
+@given(st.text("0123456789+-., '\u00a0$\u20ac%", max_size=9))
+def test_what_is_proposed_for_a_cell_is_a_number_that_the_cell_is_not(cell):
+    said = explain_cell(cell)
+
+    assert not said or is_refused(read_number, cell.strip())
+    for number in said.split(": ")[1].split(" or ") if ": " in said else ():
+        assert math.isfinite(read_number(number))
 
 
 def test_the_largest_number_is_that_of_single_precision():

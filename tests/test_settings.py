@@ -175,8 +175,23 @@ def test_the_file_of_the_variable_is_read(tmp_path, monkeypatch):
 
 
 def test_no_file_says_how_to_get_one(tmp_path):
-    with pytest.raises(BadSetting, match=r"nowhere.toml: no such file; `gleaner init DATA.csv --target COLUMN` writes"):
+    with pytest.raises(
+        BadSetting, match=r"nowhere.toml: no such file .*; `gleaner init DATA.csv --target COLUMN` writes"
+    ):
         load_settings(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize("named", [None, Path("nope.toml"), Path("below/nope.toml")])
+def test_no_file_says_where_it_was_looked_for_and_how_to_name_another_place(tmp_path, monkeypatch, named):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadSetting) as caught:
+        load_settings(named)
+    path = named or Path("gleaner.toml")
+
+    assert str(caught.value).startswith(
+        f"{path}: no such file in {tmp_path / path.parent}; "
+        "go to the folder of gleaner.toml, or give --config or GLEANER_CONFIG; "
+    )
 
 
 def test_a_folder_is_no_file(tmp_path):
@@ -184,13 +199,21 @@ def test_a_folder_is_no_file(tmp_path):
         load_settings(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"[model\n", b"\xff\xfe[model]", b"a = 1\na = 2\n", b"a = \x00"])
+@pytest.mark.parametrize("content", [b"[model\n", b"a = 1\na = 2\n", b"a = \x00"])
 def test_what_is_not_toml_is_said_with_the_place(tmp_path, content):
     (tmp_path / "gleaner.toml").write_bytes(content)
 
     with pytest.raises(BadSetting, match=r"gleaner.toml: is not TOML: ") as caught:
         load_settings(tmp_path / "gleaner.toml")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_file_that_is_not_utf_8_is_to_be_saved_as_that(tmp_path, encoding):
+    (tmp_path / "gleaner.toml").write_bytes((MODEL + FEATURE + 'unit = "m\u00b2"').encode(encoding))
+
+    with pytest.raises(BadSetting, match=r"gleaner.toml: is not UTF-8; save it as UTF-8$"):
+        load_settings(tmp_path / "gleaner.toml")
 
 
 def test_the_mark_that_some_editors_leave_is_passed_over(tmp_path):
@@ -217,8 +240,8 @@ def test_the_mark_that_some_editors_leave_is_passed_over(tmp_path):
             "ports.qqq: no such setting; known: 'alertmanager', 'grafana', 'ml_app', 'ml_app_metrics', 'mlflow', "
             "'prometheus', 'train_metrics'",
         ),
-        ("mni = 3", "features.0.mni: no such setting; did you mean 'min'?"),
-        (f"{FEATURE}moonotone = 'up'", "features.1.moonotone: no such setting; did you mean 'monotone'?"),
+        ("mni = 3", "feature 'time_spent': mni: no such setting; did you mean 'min'?"),
+        (f"{FEATURE}moonotone = 'up'", "feature 'time_spent': moonotone: no such setting; did you mean 'monotone'?"),
     ],
 )
 def test_an_unknown_key_in_the_file_names_the_nearest(tmp_path, text, said):
@@ -232,7 +255,7 @@ def test_the_name_of_the_file_is_no_key_of_it(tmp_path):
 def test_a_misspelt_key_that_is_needed_is_called_misspelt_and_not_missing(tmp_path):
     text = '[model]\nname = "made"\ntarget = "bags"\nmin = 0\n[[features]]\nnmae = "a"\n'
 
-    assert "gleaner.toml: features.0.nmae: no such setting; did you mean 'name'?" == refusal(tmp_path, text, whole=True)
+    assert "gleaner.toml: feature 1: nmae: no such setting; did you mean 'name'?" == refusal(tmp_path, text, whole=True)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +338,23 @@ def test_a_duration_is_a_number_and_its_unit(tmp_path, text, seconds):
         ),
         (
             '[serving.slots]\nfirst = "champion"',
-            "serving.slots.first: string should match pattern '^v[1-9][0-9]*$'; got 'first'",
+            "serving.slots.first: wanted a slot such as v1 or v2; got 'first'",
+        ),
+        (
+            '[training]\ncandidates = ["linear", "forest"]',
+            "training.candidates: input should be 'linear', 'decision_tree', 'random_forest', 'gradient_boosting' or "
+            "'spline'; got 'forest'",
+        ),
+        ("[training]\ncandidates = []", "training.candidates: wanted at least one"),
+        ('[training]\ncandidates = "linear"', "training.candidates: wanted a list, such as [\"...\"]; got 'linear'"),
+        ("[training]\ndata = 3", "training.data: wanted a path in quotes; got 3"),
+        *(
+            (
+                f"[scores]\naccuracy = {value}",
+                "scores.accuracy: wanted { within_factor = 2.0 }, or { within = 10.0 } in the target's unit; "
+                f"got {value}",
+            )
+            for value in ("2", "'high'", "{}")
         ),
     ],
 )
@@ -350,6 +389,24 @@ def test_a_value_of_a_flag_is_blamed_on_it_whatever_the_others_say(tmp_path, mon
     assert f"flag: {section}.{key}: input should be less than or equal to 65535; got 70000" == said
 
 
+@pytest.mark.parametrize("source", ["flag", "environment"])
+def test_a_list_is_named_as_its_source_spells_it_and_not_by_a_position(tmp_path, monkeypatch, source):
+    names = ["linear", "forest"]
+    key = environment_name("training.candidates") if source == "environment" else "training.candidates"
+    if source == "environment":
+        monkeypatch.setenv(key, json.dumps(names))
+    said = refusal(tmp_path, flags={"training": {"candidates": names}} if source == "flag" else None)
+
+    assert said.startswith(f"{source}: {key}: input should be 'linear', ")
+    assert said.endswith("; got 'forest'")
+
+
+def test_a_feature_of_the_environment_is_named_behind_its_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLEANER_FEATURES", '[{"name": "a"}, {"name": "b", "type": "text"}]')
+
+    assert refusal(tmp_path).startswith("environment: GLEANER_FEATURES: feature 'b': type: input should be 'float', ")
+
+
 def test_the_parts_of_a_refusal_stay_on_it(tmp_path):
     with pytest.raises(BadSetting) as caught:
         load(tmp_path, "[training]\nfolds = 1")
@@ -364,8 +421,8 @@ def test_the_parts_of_a_refusal_stay_on_it(tmp_path):
         (FEATURE, "model: is missing"),
         (MODEL, "features: is missing"),
         ('[model]\nname = "made"\n' + FEATURE, "model.target: is missing"),
-        (MODEL + '[[features]]\ntype = "int"', "features.0.name: is missing"),
-        ("features = []\n" + MODEL, "features: tuple should have at least 1 item after validation, not 0"),
+        (MODEL + '[[features]]\ntype = "int"', "feature 1: name: is missing"),
+        ("features = []\n" + MODEL, "features: wanted one or more [[features]], a table for each column"),
     ],
 )
 def test_what_is_missing_is_named(tmp_path, text, said):
@@ -373,12 +430,16 @@ def test_what_is_missing_is_named(tmp_path, text, said):
 
 
 @pytest.mark.parametrize(
-    "text", ["ports = 5001\n[serving]\nport = 5001\n", "serving = 3\n", "model = 'x'\n", "features = 1\n"]
+    "text",
+    ["ports = 5001\n[serving]\nport = 5001\n", "serving = 3\n", "model = 'x'\n", "features = 1\n", "features = [1]\n"],
 )
 def test_a_value_where_a_table_is_wanted_is_refused_in_one_line(tmp_path, text):
     rest = "".join(part for part in (MODEL, FEATURE) if text.split(" ")[0] not in part)
 
-    assert refusal(tmp_path, text + rest, whole=True).startswith(f"gleaner.toml: {text.split(' ')[0]}: input should be")
+    said = refusal(tmp_path, text + rest, whole=True)
+    key = "feature 1" if "[1]" in text else text.split(" ")[0]
+    wanted = "one or more [[features]], a table for each column" if "features" in text else "a table of `key = value`"
+    assert said.startswith(f"gleaner.toml: {key}: wanted {wanted}; got ")
 
 
 # What has to fit together
@@ -425,8 +486,18 @@ def test_the_target_is_no_feature(tmp_path):
         ('[[features]]\nname = "time_spent"', "two features are named 'time_spent'"),
         ('[[features]]\nname = ""', "a feature's name is not empty and has no colon; got ''"),
         ('[[features]]\nname = "a:b"', "a feature's name is not empty and has no colon; got 'a:b'"),
-        ('[[features]]\nname = "a"\ntype = "category"', "'a': a category has `values`, and nothing else has"),
-        ('[[features]]\nname = "a"\nvalues = ["x"]', "'a': a category has `values`, and nothing else has"),
+        (
+            '[[features]]\nname = "a"\ntype = "category"',
+            "'a': a category names its words: add `values = [\"...\", ...]`",
+        ),
+        (
+            '[[features]]\nname = "a"\ntype = "category"\nvalues = []',
+            "'a': a category names its words: add `values = [\"...\", ...]`",
+        ),
+        (
+            '[[features]]\nname = "a"\nvalues = ["x"]',
+            "'a': `values` are for a category: add `type = \"category\"`, or leave them out",
+        ),
         ('[[features]]\nname = "a"\ntype = "category"\nvalues = ["x", "x"]', "'a': a value stands twice in `values`"),
         (
             '[[features]]\nname = "a"\ntype = "category"\nvalues = ["x", " y"]',
@@ -459,13 +530,14 @@ def test_a_feature_has_to_make_sense(tmp_path, text, said):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('monotone = "sideways"', "features.0.monotone: input should be 'up' or 'down'; got 'sideways'"),
-        ('type = "text"', "features.0.type: input should be 'float', 'int' or 'category'; got 'text'"),
-        ("max = nan", "features.0.max: input should be a finite number; got nan"),
-        ("min = -inf", "features.0.min: input should be a finite number; got -inf"),
+        ('monotone = "sideways"', "feature 'time_spent': monotone: input should be 'up' or 'down'; got 'sideways'"),
+        ('type = "text"', "feature 'time_spent': type: input should be 'float', 'int' or 'category'; got 'text'"),
+        ("max = nan", "feature 'time_spent': max: input should be a finite number; got nan"),
+        ("min = -inf", "feature 'time_spent': min: input should be a finite number; got -inf"),
         (
             'map = { soon = "five" }',
-            "features.0.map.soon: input should be a valid number, unable to parse string as a number; got 'five'",
+            "feature 'time_spent': map.soon: input should be a valid number, unable to parse string as a number; "
+            "got 'five'",
         ),
     ],
 )

@@ -195,6 +195,16 @@ def test_a_cell_that_its_column_refuses_refuses_its_row_and_no_other(tmp_path):
     ] == [str(fault) for fault in table.faults]
 
 
+def test_a_decimal_comma_is_refused_with_the_number_that_it_may_be(tmp_path):
+    table = read(tmp_path, "time_spent;doors;bags\n30,5;50;7\n30;50;2,18\n31;50;9\n")
+
+    assert [
+        "line 2, column 'time_spent': wanted a number of minutes from 0 to 1,440, got '30,5'; "
+        "a decimal comma is not read: 30.5",
+        "line 3, column 'bags': wanted a number, 0 or more, got '2,18'; a decimal comma is not read: 2.18",
+    ] == [str(fault) for fault in table.faults]
+
+
 def test_every_fault_of_a_row_is_named_and_the_row_counted_once(tmp_path):
     table = read(tmp_path, "time_spent,doors,bags\n1441,,?\n30,50,7\n")
 

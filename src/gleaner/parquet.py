@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gleaner.errors import BadTable, Fault, Unwritable
-from gleaner.schema import Array, Feature, Schema, show
+from gleaner.schema import Array, Feature, Schema, show_cell
 from gleaner.scoring import Output, Source
 from gleaner.tables import Chunk, Header, RefusedRow
 
@@ -67,7 +67,7 @@ class ParquetSource:
         for i in map(int, np.flatnonzero(~good)):
             row = self._seen + i
             wrong = [column for column in columns if not column.good[i]]
-            reasons = [(column.feature, show(column.values[i].as_py())) for column in wrong]
+            reasons = [(column.feature, show_cell(column.feature, column.values[i].as_py())) for column in wrong]
             faults = [Fault("row", row, f.name, f"wanted {f.wanted}, got {got}") for f, got in reasons]
             refused.append(RefusedRow(row, row, tuple(faults)))
         index = self._seen + np.flatnonzero(good)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,6 +20,9 @@ Array = NDArray[np.float64]
 LARGEST = float(np.finfo(np.float32).max)
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+# How spreadsheets show numbers: in groups of three digits or not, with a point or a comma before the decimals.
+_SHOWN = re.compile(r"([+-]?)([1-9]\d{0,2}([ ,.'\u2019\u00a0\u202f])\d{3}(?:\3\d{3})*|\d*)(?:([.,])(\d+))?", re.ASCII)
+_LONGEST_SHOWN = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +239,45 @@ def show(value: object) -> str:
         return "a number too large for any column"
     text = ascii(value) if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else text[:50] + "..." + text[-1]
+
+
+def show_cell(column: Feature | Target, cell: object) -> str:
+    """A refused cell of a table for a message; of a number that is written as it is not read here, how it would be."""
+    if not isinstance(cell, str):
+        return show(cell)
+    if not cell.strip():
+        return "an empty cell"
+    return show(cell) + ("" if isinstance(column, Feature) and column.type == "category" else explain_cell(cell))
+
+
+def explain_cell(cell: str) -> str:
+    """What in a text keeps it from being read as the number that it is to people, and that number; empty for none.
+
+    It stays unread because nobody could tell: 1,234 is a thousand or about one, 12% is 12 or 0.12.
+    >>> explain_cell("2,18")
+    '; a decimal comma is not read: 2.18'
+    """
+    if len(cell) > _LONGEST_SHOWN or not re.search("[0-9]", cell):
+        return ""
+    signs = {char for char in cell if char == "%" or unicodedata.category(char) == "Sc"}
+    plain = "".join(char for char in cell if char not in signs).strip()
+    found = ["a currency sign"] * bool(signs - {"%"}) + ["a percent sign"] * ("%" in signs)
+    if not _NUMBER.fullmatch(plain):
+        match = _SHOWN.fullmatch(plain)
+        if not match:
+            return ""
+        sign, whole, gap, point, decimals = match.groups(default="")
+        if gap == point:  # both none, too
+            return ""
+        if gap == "," and whole.count(gap) == 1 and not point:
+            found.append("a comma")
+            plain = f"{plain.replace(',', '')} or {plain.replace(',', '.')}"
+        else:
+            found += ["a thousands separator"] * bool(gap) + ["a decimal comma"] * (point == ",")
+            plain = sign + whole.replace(gap, "") + f".{decimals}" * bool(point)
+    if not found:
+        return ""
+    return f"; {' or '.join(found)} is not read" + ("" if "%" in signs else f": {plain}")
 
 
 def _bounds(low: float | None, high: float | None) -> str:

@@ -26,6 +26,8 @@ CANDIDATES: tuple[Candidate, ...] = ("linear", "decision_tree", "random_forest",
 _OTHER_VARIABLES = frozenset({"GLEANER_CONFIG", "GLEANER_REAL_ROUTES"})
 
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_SLOT = r"^v[1-9][0-9]*$"
 
 
 def _duration(text: str) -> str:
@@ -46,7 +48,7 @@ class _Section(BaseModel):
 class Model(_Section):
     """The model: its name in the registry, and the column that it predicts."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Its name in the registry.")
+    name: str = Field(pattern=_NAME, description="Its name in the registry.")
     target: str = Field(description="The column to be predicted.")
     target_sources: tuple[str, ...] = Field((), description="Headers under which a file may keep the target, in order.")
     unit: str = Field("", description="The target's unit.")
@@ -124,7 +126,7 @@ class Serving(_Section):
 
     host: str = Field("127.0.0.1", description="The address to listen on.")
     insecure: bool = Field(False, description="Listen beyond loopback although anybody there may then ask.")
-    slots: dict[Annotated[str, Field(pattern=r"^v[1-9][0-9]*$")], str] = Field(
+    slots: dict[Annotated[str, Field(pattern=_SLOT)], str] = Field(
         {"v1": "champion", "v2": "challenger"},
         min_length=1,
         description="The serving paths, and the alias that each follows.",
@@ -263,8 +265,12 @@ def _distinct(features: tuple[Feature, ...]) -> tuple[Feature, ...]:
             raise ValueError(f"two features are named {feature.name!r}")
         if not feature.name or ":" in feature.name:
             raise ValueError(f"a feature's name is not empty and has no colon; got {feature.name!r}")
-        if (feature.type == "category") != bool(feature.values):
-            raise ValueError(f"{feature.name!r}: a category has `values`, and nothing else has")
+        if feature.type == "category" and not feature.values:
+            raise ValueError(f'{feature.name!r}: a category names its words: add `values = ["...", ...]`')
+        if feature.type != "category" and feature.values:
+            raise ValueError(
+                f'{feature.name!r}: `values` are for a category: add `type = "category"`, or leave them out'
+            )
         for word in (*feature.values, *feature.map):
             if word != word.strip():  # no cell of a file could ever match it
                 raise ValueError(f"{feature.name!r}: {word!r} has blanks around it; wanted {word.strip()!r}")
@@ -430,8 +436,15 @@ def load_settings(path: Path | None = None, flags: Mapping[str, Any] | None = No
     try:
         parsed = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors of Windows leave a mark
     except FileNotFoundError as e:
-        raise BadSetting(str(path), "", "no such file; `gleaner init DATA.csv --target COLUMN` writes one") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise BadSetting(
+            str(path),
+            "",
+            f"no such file in {path.absolute().parent}; go to the folder of {FILE}, or give --config or "
+            "GLEANER_CONFIG; `gleaner init DATA.csv --target COLUMN` writes a first one",
+        ) from e
+    except UnicodeDecodeError as e:
+        raise BadSetting(str(path), "", "is not UTF-8; save it as UTF-8") from e
+    except tomllib.TOMLDecodeError as e:
         raise BadSetting(str(path), "", f"is not TOML: {e}") from e
     except OSError as e:
         raise BadSetting(str(path), "", f"cannot be read: {e.strerror}") from e
@@ -506,15 +519,19 @@ def _readable(path: Path, layers: Mapping[str, Mapping[str, Any]], error: Valida
     rank = {"too_short": 3, "missing": 2, "extra_forbidden": 1, "unexpected_keyword_argument": 1}
     fault = min(error.errors(), key=lambda fault: rank.get(fault["type"], 0))
     location = tuple(part for part in fault["loc"] if not _is_branch(part))
-    source, key = _origin(layers, location) or (str(path), ".".join(map(str, location)))
-    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "missing" and location[:2] == ("scores", "accuracy"):
+        location = location[:2]  # of either branch of the union, the key is missing
+    source, values, given = _origin(layers, location) or (str(path), layers[str(path)], location)
+    key = _key(source, values, given)
     if fault["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
         known = _known(location[:-1])
         if location[-1] in known:
             return BadSetting(source, key, f"wanted only one of {', '.join(map(repr, known))}")
         return BadSetting(source, key, f"no such setting{nearest(str(location[-1]), known)}")
-    if fault["type"] == "missing":
+    wanted = _wanted(fault, location)
+    if fault["type"] == "missing" and not wanted:
         return BadSetting(source, key, "is missing")
+    message = wanted or fault["msg"].removeprefix("Value error, ")
     if not location:
         return BadSetting(source, "", message)
     # A list is long, and an address may hold a password.
@@ -523,16 +540,55 @@ def _readable(path: Path, layers: Mapping[str, Mapping[str, Any]], error: Valida
     return BadSetting(source, key, f"{message[0].lower()}{message[1:]}{got}")
 
 
-def _origin(layers: Mapping[str, Mapping[str, Any]], location: tuple[Any, ...]) -> tuple[str, str] | None:
-    """The strongest source that gave a value, and the key by which it did; None if none did."""
+def _wanted(fault: Mapping[str, Any], location: tuple[Any, ...]) -> str:
+    """What would be right, in TOML's words, where pydantic says it in Python's; else nothing."""
+    if location == ("scores", "accuracy"):
+        return "wanted { within_factor = 2.0 }, or { within = 10.0 } in the target's unit"
+    if location[:1] == ("features",) and len(location) <= 2 and fault["type"] not in {"missing", "value_error"}:
+        return "wanted one or more [[features]], a table for each column"
+    if fault["type"] == "string_pattern_mismatch":
+        return {
+            _NAME: "wanted 1 to 64 letters, digits, dots, hyphens and underscores, the first a letter or a digit",
+            _SLOT: "wanted a slot such as v1 or v2",
+        }[fault["ctx"]["pattern"]]
+    return {
+        "dataclass_type": "wanted a table of `key = value`",
+        "dict_type": "wanted a table of `key = value`",
+        "model_type": "wanted a table of `key = value`",
+        "path_type": "wanted a path in quotes",
+        "string_type": "wanted a text in quotes",
+        "too_short": "wanted at least one",
+        "tuple_type": 'wanted a list, such as ["..."]',
+    }.get(fault["type"], "")
+
+
+def _origin(
+    layers: Mapping[str, Mapping[str, Any]], location: tuple[Any, ...]
+) -> tuple[str, Mapping[str, Any], tuple[Any, ...]] | None:
+    """The strongest source that gave a value, all that it gave, and where in that it did; None if none did."""
     for source, values in layers.items():
         # As `_Source` has it: within one source, `serving.port` goes before `ports.ml_app`.
         other = [("serving", "port")] if location == ("ports", "ml_app") else []
         for given in (*other, location):
             if given and _value_at(values, given) is not None:
-                key = ".".join(map(str, given))
-                return source, environment_name(key) if source == "environment" else key
+                return source, values, given
     return None
+
+
+def _key(source: str, values: Mapping[str, Any], location: tuple[Any, ...]) -> str:
+    """A key as its source spells it; a feature by its name, and of a list the whole, for nobody counts from 0."""
+    feature = []
+    if len(location) > 1 and location[0] == "features":
+        name = _value_at(values, (*location[:2], "name"))
+        feature = [f"feature {name!r}" if name and isinstance(name, str) else f"feature {location[1] + 1}"]
+        feature += [".".join(str(part) for part in location[2:] if not isinstance(part, int))]
+        location = location[:1]
+    key = ".".join(str(part) for part in location if not isinstance(part, int))
+    if source == "environment":
+        key = environment_name(key)
+    elif feature:
+        key = ""
+    return ": ".join(filter(None, [key, *feature]))
 
 
 def _outweigh(values: Mapping[str, Any], weaker: list[Mapping[str, Any]]) -> None:
@@ -566,7 +622,7 @@ _FEATURE_KEYS = {
     "max": "A row with more is refused, with the reason.",
     "monotone": "`up` or `down`: candidates that can, keep to it.",
     "sources": "Headers under which a file may keep the column, in order; its own name comes last.",
-    "map": "Words of a file that stand for numbers, without blanks around them.",
+    "map": 'Words of a file that stand for numbers, without blanks around them; `""` for an empty cell.',
     "values": "The words that a category takes, without blanks around them; any other is refused.",
     "description": "What it is, for people.",
 }
@@ -585,7 +641,13 @@ def describe_settings() -> str:
     for section, info in Settings.model_fields.items():
         model = info.annotation
         if section == "features":
-            lines += ["", "## `[[features]]`", "", "One input column each, in the order of the model's matrix.", ""]
+            lines += [
+                "",
+                "## `[[features]]`",
+                "",
+                "One input column each, in the order of the model's matrix. A row with an empty cell is",
+            ]
+            lines += ["refused, in training as in serving: [what a table may look like](tables.md).", ""]
             lines += ["| key | meaning |", "| --- | --- |"]
             lines += [f"| `{key}` | {meaning} |" for key, meaning in _FEATURE_KEYS.items()]
         elif isinstance(model, type) and issubclass(model, BaseModel):

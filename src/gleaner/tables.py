@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gleaner.errors import BadTable, Fault, nearest
-from gleaner.schema import Array, Feature, Schema, Target, show
+from gleaner.schema import Array, Feature, Schema, Target, show, show_cell
 
 LONGEST_LINE = 1 << 20
 NAMED_FAULTS = 100
@@ -234,7 +234,7 @@ def read_table(
             if day is None:
                 days.extend([math.nan] * len(chunk.lines))
             else:
-                days.extend(_day(cells[day]) if day < len(cells) else math.nan for cells in chunk.cells)
+                days.extend(read_day(cells[day]) if day < len(cells) else math.nan for cells in chunk.cells)
             refused += len(chunk.refused)
             for row in chunk.refused:
                 faults.extend(row.faults)
@@ -369,10 +369,7 @@ def _fault(column: Feature | Target | None, at: int, cells: Sequence[str], line:
     if column is None:
         reason = f"wanted nothing beyond the {at} columns of the header, got {show(cells[at])}"
         return Fault("line", line, str(at + 1), reason)
-    if at >= len(cells):
-        got = f"a row of {len(cells)} cells"
-    else:
-        got = show(cells[at]) if cells[at].strip() else "an empty cell"
+    got = show_cell(column, cells[at]) if at < len(cells) else f"a row of {len(cells)} cells"
     return Fault("line", line, column.name, f"wanted {column.wanted}, got {got}")
 
 
@@ -473,7 +470,7 @@ def plain_name(name: str) -> str:
     return " ".join(name.replace("\u00a0", " ").split()).casefold()
 
 
-def _day(cell: str) -> float:
+def read_day(cell: str) -> float:
     """The day number of a cell that starts like 2023-09-27; NaN for anything else."""
     match = _DAY.match(cell)
     try:

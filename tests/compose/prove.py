@@ -133,6 +133,10 @@ def prove() -> None:
         wait_for("targets", 120, all_targets_are_up)
         assert ask_prometheus("rules")["groups"], "no rules"
         assert ask_prometheus("alertmanagers")["activeAlertmanagers"], "no Alertmanager"
+    with step("Alertmanager reads a token from deploy/secrets, and nobody else has the folder"):
+        for service in services():
+            seen = inside(service, "sh", "-c", "cat /secrets/webhook-token 2>/dev/null || echo none").strip()
+            expect("a-token" if service == "alertmanager" else "none", seen)
     with step("Grafana's password was made, and opens what is provisioned"):
         password = check_grafana()
     with step("an alias moved in MLflow is served") as found:
@@ -242,6 +246,9 @@ def copy_project() -> None:
         if (ROOT / name).is_file():
             (CLONE / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, CLONE / name)
+    token = CLONE / "deploy/secrets/webhook-token"
+    token.write_text("a-token")
+    token.chmod(0o444)
 
 
 def make_stand_ins() -> None:

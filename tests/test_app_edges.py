@@ -146,7 +146,9 @@ def test_another_media_type_is_415_and_counted_at_mlflows_door_too(app):
 
 @pytest.mark.parametrize("path", ["/v1/predict/", "//v1/predict", "/v1//predict", "/v1/predict%00", "/../etc", "/%ff"])
 def test_a_path_near_a_route_is_404(app, path):
-    problem_of(post(app, path=path), 404)
+    said = problem_of(post(app, path=path), 404)["detail"]
+
+    assert "no such route; predictions are at POST /v1/predict, /v2/predict, and /docs shows every other" == said
 
 
 @pytest.mark.parametrize("query", ["details=true", "detail=yes", "detail=", "x", "detail=true&x=1", "%00=%ff"])

@@ -686,6 +686,32 @@ def test_a_version_in_the_store_that_was_never_tested_is_tested_before_it_is_poi
     assert 1 == follower.refusals["selftest"]
 
 
+def test_a_self_test_that_did_not_end_is_run_again(registry, tmp_path, caplog):
+    tried: list[Path] = []
+
+    def test(folder: Path) -> None:
+        tried.append(folder)
+        if len(tried) < 3:
+            raise BadArtifact(folder, "selftest", "its self-test took longer than 30 s", transient=True)
+
+    settings, store = settings_for(tmp_path, registry.url), Store(tmp_path / "store")
+    follower = Follower(settings, store, test=test, retry_seconds=0.05)
+    registry.aliases = {"champion": 3, "challenger": 3}
+    follower.poll()
+    assert "its self-test took longer than 30 s" in follower.fault("champion")
+
+    for _ in range(100):
+        follower.poll()
+        if not follower.fault("champion"):
+            break
+        time.sleep(0.01)
+
+    assert 3 == len(tried)
+    assert {"champion": 3, "challenger": 3} == store.aliases()
+    assert 1 == follower.refusals["selftest"]
+    assert 1 == lines(caplog).count("version refused")
+
+
 def test_a_registry_begun_anew_is_refused_whether_it_is_noticed_at_the_start_or_later(registry, follower, tmp_path):
     registry.folders[1] = made.constant(10.0).folder
     follower.poll()

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -105,6 +106,27 @@ def answers(rows: Sequence[Sequence[float]], version: int = 1) -> list[float]:
 
 
 # What is in the table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("in.csv", "out.xlsx"), "out.xlsx: a workbook is not written"),
+        (("in.csv", "out.csv", "--column", " "), "--column: wanted a name"),
+        (("book.xlsx", "out.csv"), "book.xlsx: is a workbook of a spreadsheet"),
+    ],
+)
+def test_a_workbook_is_neither_read_nor_written_and_a_column_has_a_name(score, home, arguments, said):
+    (home / "in.csv").write_text("time_spent,doors_in_route,assessed_value\n30,50,200000\n")
+    with zipfile.ZipFile(home / "book.xlsx", "w") as book:
+        book.writestr("xl/workbook.xml", "<workbook/>")
+    before = names(home)
+
+    done = score(*arguments)
+
+    assert 1 == done.code
+    assert said in done.err
+    assert before == names(home)
 
 
 def test_a_table_comes_back_with_the_very_prediction_of_each_row(score, home):

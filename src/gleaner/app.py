@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Response
 from prometheus_client import CollectorRegistry
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
 
 from gleaner.arrow import ARROW
 from gleaner.doors import TABLES, Answer, Bound, read_rows, write_answer
@@ -362,6 +362,8 @@ class App:
         headers: Headers = [("Content-Type", PROBLEM)]
         if isinstance(error, HTTPException):
             status, detail = error.code or 500, error.description or ""
+            if error.description == NotFound.description:  # a route's own says more
+                detail = f"no such route; predictions are at POST {', '.join(self._paths)}, and /docs shows every other"
             headers += [(k, v) for k, v in error.get_headers() if k in {"Allow", "Location"}]
         else:
             status, detail = _STATUS.get(type(error), 500), str(error)

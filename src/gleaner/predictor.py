@@ -6,8 +6,10 @@ import math
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -20,6 +22,7 @@ from gleaner.trees import corners, read_tree, walk
 
 ENGINE = f"onnxruntime {onnxruntime.__version__}"
 SELFTEST_SECONDS = 30.0
+_LONGEST_WAIT_SECONDS = 600.0
 # Computed in packets of up to eight, and what is left over one by one, to other last bits: so nothing is left over.
 _IN_PACKETS, _PACKET = frozenset({"Exp", "Tanh"}), 8
 # Another processor may sum in another order; a wrong model is off by much more.
@@ -114,6 +117,24 @@ class _Bound:
         self.keep.bind_input(INPUT, "cpu", 0, np.float64, row.shape, row.ctypes.data)
         self.keep.bind_output(OUTPUT, "cpu", 0, np.float64, self.answer.shape, self.answer.ctypes.data)
         self.row, self.binding, self.run = row.data, self.keep._iobinding, session._sess.run_with_iobinding
+
+
+class Retry(NamedTuple):
+    """When a refused artifact is worth another try, in the monotonic clock's seconds, and how long that is waited."""
+
+    at: float
+    wait: float
+
+
+NEVER = Retry(math.inf, 0.0)
+
+
+def retry_of(error: BadArtifact, before: Retry | None = None, *, first_seconds: float = 30.0) -> Retry:
+    """Never, or where a busy machine may be the reason after a wait that doubles each time, up to ten minutes."""
+    if not error.transient:
+        return NEVER
+    wait = min(2 * before.wait if before and before.wait else first_seconds, _LONGEST_WAIT_SECONDS)
+    return Retry(time.monotonic() + wait, wait)
 
 
 def selftest(folder: Path) -> None:

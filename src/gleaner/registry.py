@@ -37,7 +37,7 @@ from gleaner.artifact import (
     read_manifest,
 )
 from gleaner.errors import BadArtifact, BadStore, GleanerError
-from gleaner.predictor import ENGINE, selftest
+from gleaner.predictor import ENGINE, Retry, retry_of, selftest
 from gleaner.schema import Schema
 from gleaner.settings import ARTIFACTS, Settings, hide_userinfo, read_authorization
 from gleaner.store import Store
@@ -325,10 +325,18 @@ class Follower:
     """Follows the aliases of one registered model into a store; what is wrong with the server changes nothing there.
 
     polls, refusals: counts by result and by reason. last_success: when, in seconds since the epoch.
-    test: the self-test, replaced in tests.
+    test: the self-test, replaced in tests. retry_seconds: when it is run again if it did not end, or was ended.
     """
 
-    def __init__(self, settings: Settings, store: Store, *, test: Callable[[Path], None] = selftest) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        *,
+        test: Callable[[Path], None] = selftest,
+        retry_seconds: float = 30.0,
+    ) -> None:
+        self._retry_seconds = retry_seconds
         self.server, self.store, self._test = Server(settings), store, test
         self.schema = settings.schema_
         self.aliases = tuple(dict.fromkeys(settings.serving.slots.values()))
@@ -337,7 +345,7 @@ class Follower:
         self.last_success: float | None = None
         self.result, self.detail = "", ""
         self._wanted: dict[str, Version | None] = {}
-        self._refused: dict[Version, str] = {}
+        self._refused: dict[Version, tuple[str, Retry]] = {}
         self._failed: dict[Version, _Failed] = {}
         # Those that the store holds with the registry's own manifest.
         self._same: set[Version] = set()
@@ -379,7 +387,8 @@ class Follower:
     def fault(self, alias: str) -> str | None:
         """Why the version that an alias points at is not taken up; None if it is."""
         version = self._wanted.get(alias)
-        return None if version is None else self._refused.get(version)
+        refused = None if version is None else self._refused.get(version)
+        return refused and refused[0]
 
     def describe(self) -> dict[str, object]:
         """How the following goes, for /health_status."""
@@ -397,7 +406,9 @@ class Follower:
         trouble: Trouble | None = None
         for alias, version in wanted.items():
             # A missing alias ends nothing, as in `slots`.
-            if version is not None and version not in self._refused:
+            if version is not None and (
+                version not in self._refused or self._refused[version][1].at < time.monotonic()
+            ):
                 try:
                     self._follow(alias, version, before.get(alias))
                 except Trouble as e:  # one version's files are no reason to let the other alias wait
@@ -411,6 +422,7 @@ class Follower:
         except BadArtifact as e:
             self._refuse(version, e)
             return
+        self._refused.pop(version, None)
         # On the machine that trains, or promotes, somebody else may have moved it meanwhile: the next poll sees both.
         if version.number != before and self.store.aliases().get(alias) == before:
             self.store.point({alias: version.number})
@@ -418,8 +430,12 @@ class Follower:
 
     def _refuse(self, version: Version, error: BadArtifact) -> None:
         detail = error.detail[:_LONGEST_REASON]
+        why, before = f"version {version.number} in the registry: {detail}", self._refused.get(version)
+        retry = retry_of(error, before and before[1], first_seconds=self._retry_seconds)
+        self._refused[version] = why, retry
+        if before and before[0] == why:
+            return  # it was counted and said
         self.refusals[error.reason] += 1
-        self._refused[version] = f"version {version.number} in the registry: {detail}"
         facts = {"uri": self.server.name, "model": self.server.model, "version": version.number}
         log.error("version refused", extra={**facts, "reason": error.reason, "detail": detail})
 

@@ -264,8 +264,16 @@ def _predict(loaded: Loaded, chunk: Chunk, place: str) -> Array:
         raise BadArtifact(f"version {loaded.version}", "selftest", f"{e}, for a row from {where}") from e
 
 
+_WORKBOOKS = frozenset({".xlsx", ".xls", ".xlsm", ".ods"})
+
+
 def check_paths(source: Path, out: Path, faults: Path | None) -> None:
-    """Raises Refused if what is written would fall on what is read, also through a link, or on each other."""
+    """Raises Refused if what is written would fall on what is read, also through a link, or on each other.
+
+    Nor is CSV written under a name that promises a workbook.
+    """
+    if out.suffix.lower() in _WORKBOOKS:
+        raise Refused(f"{out}: a workbook is not written; a name in .csv or .parquet is")
     for written in filter(None, (out, faults)):
         if source != PIPE and written != PIPE and _is_same(source, written):
             raise Refused(f"{written} is the table that is read; name another file to write")
@@ -274,7 +282,9 @@ def check_paths(source: Path, out: Path, faults: Path | None) -> None:
 
 
 def check_column(source: Source, column: str) -> None:
-    """Raises BadTable if the table has such a column already."""
+    """Raises BadTable if the table has such a column already, Refused for a name that is none."""
+    if not column.strip():
+        raise Refused("--column: wanted a name for the predictions' column, got none")
     if plain_name(column) in map(plain_name, source.header):
         line = 1 if source.place == "line" else None
         raise BadTable(source.name, f"has a column {column!r} already; give --column another name", line=line)

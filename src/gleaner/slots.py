@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,12 +11,10 @@ from dataclasses import dataclass
 
 from gleaner.artifact import Artifact, Manifest
 from gleaner.errors import BadArtifact, BadStore
-from gleaner.predictor import ENGINE, Predictor, selftest
+from gleaner.predictor import ENGINE, NEVER, Predictor, Retry, retry_of, selftest
 from gleaner.store import Stamp, Store
 
 log = logging.getLogger(__name__)
-
-_LONGEST_WAIT_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,12 +51,11 @@ def load_version(
 
 @dataclass(slots=True)
 class _Refusal:
-    """What a slot was not given. again: when it is worth another try, in the monotonic clock's seconds."""
+    """What a slot was not given, and when that is worth another try."""
 
     version: int | None
     stamp: Stamp | None
-    again: float = math.inf
-    wait: float = 0.0
+    retry: Retry = NEVER
 
 
 class Slots:
@@ -108,7 +104,7 @@ class Slots:
             elif (
                 refusal is None
                 or (refusal.version, refusal.stamp) != (version, stamp)
-                or refusal.again < time.monotonic()
+                or refusal.retry.at < time.monotonic()
             ):
                 self._load(slot, version, stamp)
 
@@ -130,13 +126,10 @@ class Slots:
             loaded = self._already(version, stamp)
             loaded = loaded or load_version(self.store, version, test=self._test, make=self._make)
         except BadArtifact as e:
-            refusal = _Refusal(version, stamp)
-            if e.transient:
-                before = self._refused.get(slot)
-                wait = 2 * before.wait if before and before.version == version else 0.0
-                refusal.wait = min(wait or self._retry_seconds, _LONGEST_WAIT_SECONDS)
-                refusal.again = time.monotonic() + refusal.wait
-            self._fail({slot: refusal}, e.reason, str(e))
+            before = self._refused.get(slot)
+            same = before.retry if before and (before.version, before.stamp) == (version, stamp) else None
+            retry = retry_of(e, same, first_seconds=self._retry_seconds)
+            self._fail({slot: _Refusal(version, stamp, retry)}, e.reason, str(e))
             return
         previous = self.current[slot]
         self.current[slot], self.since[slot] = loaded, time.time()

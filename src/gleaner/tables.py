@@ -423,6 +423,9 @@ class _Lines:
         self.file.seek(self.at)
 
 
+_ZIP = b"PK\x03\x04"  # how an .xlsx begins, and an .ods
+
+
 def _unreadable(name: Path | str, error: OSError) -> BadTable:
     return BadTable(name, f"cannot be read: {error.strerror or error}")
 
@@ -436,6 +439,8 @@ def _examine(name: Path | str, file: BinaryIO) -> str:
     while piece := file.read(1 << 20):
         if first and piece.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise BadTable(name, "is UTF-16; save it as UTF-8 (a spreadsheet calls that 'CSV UTF-8')")
+        if first and piece.startswith(_ZIP):
+            raise BadTable(name, "is a workbook of a spreadsheet, or another zip file; save it as 'CSV UTF-8'")
         if b"\0" in piece:
             raise BadTable(name, "holds NUL bytes, so it is not a CSV file; save it as 'CSV UTF-8'")
         first = False

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import httpx
 import psutil
 
+from gleaner.alerts import make_alerts
 from gleaner.artifact import MODEL
 from gleaner.errors import BadTraining, GleanerError, NoModel, Refused
 from gleaner.events import Finished
@@ -34,7 +35,7 @@ _HURRY = 20.0
 _SCRAPE_SECONDS = 0.75
 _ASK_SECONDS = 0.05
 _LOOK_SECONDS = 0.2
-_QUIET_SECONDS = 3.0
+_QUIET_SECONDS = 3.0  # beyond the alert's own `for:`
 _READY_SECONDS = 90.0
 PROGRAMS = ("ml-app", "train-metrics", "alertmanager", "prometheus")
 
@@ -312,7 +313,8 @@ async def play(
     async with stage.playing(lines, lock), httpx.AsyncClient(trust_env=False, timeout=10.0) as client:
         told = _Told(client, stage, alert, drill.labels)
         await _within(_READY_SECONDS, told.until_watched(), "Prometheus did not see the API and the trainer")
-        await asyncio.sleep(_QUIET_SECONDS)
+        waits = (found.for_seconds for found in make_alerts(stage.settings, stage.hurry) if found.name == alert)
+        await asyncio.sleep(max(waits) + _QUIET_SECONDS)
         if await told.look():
             raise Failed(f"{alert} fires already, with no fault but your settings and model: see docs/alerts.md")
         say(f"all is well; now the fault: {drill.fault}")

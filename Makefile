@@ -17,8 +17,9 @@ help:
 up: venv
 	@exec $(BIN)/gleaner up $(DATA) $(ARGS)
 
+# Two files at a time: half of the time is waiting for processes that start and end.
 test: venv
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # What takes too long for every run: more moments to be killed at, and some minutes of schemathesis.
 reliability: venv

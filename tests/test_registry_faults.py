@@ -686,6 +686,21 @@ def test_a_version_in_the_store_that_was_never_tested_is_tested_before_it_is_poi
     assert 1 == follower.refusals["selftest"]
 
 
+def test_a_server_that_is_started_beside_it_is_no_warning_before_a_while(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    settings, store = settings_for(tmp_path, "http://127.0.0.1:9"), Store(tmp_path / "store")
+    patient, at_once = Follower(settings, store), Follower(settings, store, grace_seconds=0)
+    for follower in (patient, patient, at_once, at_once):
+        follower.poll()
+    assert ["registry not followed yet", "registry not followed"] == caplog.messages
+
+    patient._patient_until = 0.0
+    patient.poll()
+
+    assert "registry not followed" == caplog.messages[-1]
+    assert ["registry not followed"] * 2 == lines(caplog)
+
+
 def test_a_self_test_that_did_not_end_is_run_again(registry, tmp_path, caplog):
     tried: list[Path] = []
 

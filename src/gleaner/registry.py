@@ -326,6 +326,7 @@ class Follower:
 
     polls, refusals: counts by result and by reason. last_success: when, in seconds since the epoch.
     test: the self-test, replaced in tests. retry_seconds: when it is run again if it did not end, or was ended.
+    grace_seconds: how long a server may take to be there that is started with this; it is no warning until then.
     """
 
     def __init__(
@@ -335,8 +336,10 @@ class Follower:
         *,
         test: Callable[[Path], None] = selftest,
         retry_seconds: float = 30.0,
+        grace_seconds: float = 60.0,
     ) -> None:
         self._retry_seconds = retry_seconds
+        self._patient_until = time.monotonic() + grace_seconds
         self.server, self.store, self._test = Server(settings), store, test
         self.schema = settings.schema_
         self.aliases = tuple(dict.fromkeys(settings.serving.slots.values()))
@@ -344,6 +347,7 @@ class Follower:
         self.polls, self.refusals = dict.fromkeys(RESULTS, 0), dict.fromkeys(REFUSALS, 0)
         self.last_success: float | None = None
         self.result, self.detail = "", ""
+        self._told = ""
         self._wanted: dict[str, Version | None] = {}
         self._refused: dict[Version, tuple[str, Retry]] = {}
         self._failed: dict[Version, _Failed] = {}
@@ -370,19 +374,25 @@ class Follower:
         except Exception as e:  # the thread must outlive anything that it may meet
             result, detail, bug = "internal", repr(e), e
         self.polls[result] += 1
-        before, self.result, self.detail = self.result, result, detail
+        self.result, self.detail = result, detail
         facts = {"uri": self.server.name, "model": self.server.model, "result": result}
         if result == "success":
             self.last_success = time.time()
-        if result == before:
+        starts = result == "unreachable" and self.last_success is None and time.monotonic() < self._patient_until
+        told = f"{result}, at the start" if starts else result
+        if told == self._told:
             return
+        self._told = told
         if result == "success":
             # What was refused before something came in the way is looked at once more.
             for version in refused:
                 self._refused.pop(version, None)
             log.info("registry followed", extra=facts)
         else:
-            log.warning("registry not followed", extra={**facts, "detail": detail}, exc_info=bug)
+            level, what = (
+                (logging.INFO, "registry not followed yet") if starts else (logging.WARNING, "registry not followed")
+            )
+            log.log(level, what, extra={**facts, "detail": detail}, exc_info=bug)
 
     def fault(self, alias: str) -> str | None:
         """Why the version that an alias points at is not taken up; None if it is."""

@@ -229,7 +229,16 @@ def make_environment(key: str, service: Service, *, renew: bool) -> dict[str, st
     if renew or not made.exists() or made.read_text().split() != wanted:
         print(f"making {folder.relative_to(ROOT)}: {' '.join(wanted)}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        uv = [Path(sys.executable).parent / "uv", "pip", "install", "--quiet", "--python", python, *wanted]
+        uv = [
+            Path(sys.executable).parent / "uv",
+            "pip",
+            "install",
+            "--quiet",
+            "--compile-bytecode",
+            "--python",
+            python,
+            *wanted,
+        ]
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
         if subprocess.run(uv, check=False, timeout=1800).returncode:
             subprocess.run(pip, check=True, timeout=1800)

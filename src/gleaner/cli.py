@@ -62,12 +62,21 @@ def init(data: Path, target: str) -> None:
     click.echo(f"wrote {FILE}; read it through, then: gleaner train")
 
 
+def _of_a_training(command: Callable[..., None]) -> Callable[..., None]:
+    """The data and the options that `train` takes, and `up` for its trainer."""
+    for decorate in (
+        click.option("--seed", type=int, help="The seed of everything random."),
+        click.option("--candidates", help="The candidates to try, with commas between them."),
+        click.option("--challenger", help="`second`, `none`, or the candidate that is to serve in v2."),
+        click.option("--champion", help="`best`, or the candidate that is to serve in v1."),
+        click.argument("data", required=False, type=click.Path(path_type=Path)),
+    ):
+        command = decorate(command)
+    return command
+
+
 @gleaner.command()
-@click.argument("data", required=False, type=click.Path(path_type=Path))
-@click.option("--champion", help="`best`, or the candidate that is to serve in v1.")
-@click.option("--challenger", help="`second`, `none`, or the candidate that is to serve in v2.")
-@click.option("--candidates", help="The candidates to try, with commas between them.")
-@click.option("--seed", type=int, help="The seed of everything random.")
+@_of_a_training
 @click.option("--linger", is_flag=True, help="Go on exposing the training metrics until Ctrl-C.")
 @click.option("--metrics-port", type=int, help="The port of the training metrics; 0 for any free one.")
 @click.option("--if-empty", is_flag=True, help="Do nothing if there is a version already.")
@@ -182,11 +191,7 @@ def serve(
 
 
 @gleaner.command()
-@click.argument("data", required=False, type=click.Path(path_type=Path))
-@click.option("--champion", help="`best`, or the candidate that is to serve in v1.")
-@click.option("--challenger", help="`second`, `none`, or the candidate that is to serve in v2.")
-@click.option("--candidates", help="The candidates to try, with commas between them.")
-@click.option("--seed", type=int, help="The seed of everything random.")
+@_of_a_training
 @click.option("--every", help="How long after a training the next one begins, such as 24h.")
 @click.option("--auto-ports", is_flag=True, help="Take the next free port, for this run, where one is taken.")
 @click.pass_context

@@ -226,45 +226,47 @@ class Stack:
             start_seconds=90.0,
         )
 
-    def _alertmanager(self, folder: Path) -> Program:
-        port = self.settings.ports.alertmanager
+    def _watcher(self, name: str, about: str, command: tuple[str, ...]) -> Program:
+        """Prometheus or Alertmanager."""
+        url = f"http://{LOOPBACK}:{getattr(self.settings.ports, name)}"
         return Program(
+            name,
+            command,
+            live=f"{url}/-/healthy",
+            # Not while Prometheus reads its own log, which takes minutes where that is long: it is then left in peace.
+            ready=f"{url}/-/ready",
+            after=("ml-app",),
+            address=url,
+            about=about,
+            ports=self._ports(name),
+        )
+
+    def _alertmanager(self, folder: Path) -> Program:
+        return self._watcher(
             "alertmanager",
+            "alerts",
             (
                 self._binaries["alertmanager"],
                 f"--config.file={folder / 'monitoring/alertmanager/alertmanager.yml'}",
                 f"--storage.path={self._data('alertmanager')}",
-                f"--web.listen-address={LOOPBACK}:{port}",
+                f"--web.listen-address={LOOPBACK}:{self.settings.ports.alertmanager}",
                 "--cluster.listen-address=",
                 "--log.level=warn",
             ),
-            live=f"http://{LOOPBACK}:{port}/-/healthy",
-            ready=f"http://{LOOPBACK}:{port}/-/ready",
-            after=("ml-app",),
-            address=f"http://{LOOPBACK}:{port}",
-            about="alerts",
-            ports=self._ports("alertmanager"),
         )
 
     def _prometheus(self, folder: Path) -> Program:
-        port = self.settings.ports.prometheus
-        return Program(
+        return self._watcher(
             "prometheus",
+            "metrics and rules",
             (
                 self._binaries["prometheus"],
                 f"--config.file={folder / 'monitoring/prometheus/prometheus.yml'}",
                 f"--storage.tsdb.path={self._data('prometheus')}",
                 "--storage.tsdb.retention.size=1GB",
-                f"--web.listen-address={LOOPBACK}:{port}",
+                f"--web.listen-address={LOOPBACK}:{self.settings.ports.prometheus}",
                 "--log.level=warn",
             ),
-            live=f"http://{LOOPBACK}:{port}/-/healthy",
-            # Not while it reads its own log, which takes minutes where there is much of it: it is then left in peace.
-            ready=f"http://{LOOPBACK}:{port}/-/ready",
-            after=("ml-app",),
-            address=f"http://{LOOPBACK}:{port}",
-            about="metrics and rules",
-            ports=self._ports("prometheus"),
         )
 
     def _grafana(self, folder: Path) -> Program:

@@ -304,14 +304,19 @@ def little_memory(most: int) -> Iterator[None]:
     assert peak < most, f"{peak:,} bytes"
 
 
+def repeated(batch: pa.RecordBatch, times: int) -> bytes:
+    """A stream of one batch, again and again."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        for _ in range(times):
+            writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
 def test_a_dictionary_is_held_once_however_many_batches_point_into_it():
     zone = pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), pa.array(["north"] + [""] * 89_999))
     batch = pa.record_batch({"zone": zone})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        for _ in range(1000):
-            writer.write_batch(batch)
-    body = sink.getvalue().to_pybytes()
+    body = repeated(batch, 1000)
 
     with little_memory(50_000_000):
         columns, _ = Stream(body).read(max_rows=1000)
@@ -338,11 +343,7 @@ def test_a_dictionary_that_grows_with_every_batch_is_held_once():
 
 def test_batches_without_rows_take_no_memory():
     batch = pa.record_batch({"x": pa.array([], pa.float64()), "s": pa.array([], pa.string())})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        for _ in range(10_000):
-            writer.write_batch(batch)
-    body = sink.getvalue().to_pybytes()
+    body = repeated(batch, 10_000)
 
     with little_memory(100_000):
         _, rows = Stream(body).read(max_rows=1000)

@@ -12,7 +12,7 @@ import made
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, SETTINGS, gleaner
+from conftest import ROOT, SETTINGS, gleaner, tool
 
 from gleaner.alerts import make_alerts
 from gleaner.drills import DRILLS, PROGRAMS, prepare
@@ -108,9 +108,9 @@ def fill(folder: Path):
 
 
 @pytest.fixture
-def tools(monkeypatch):
-    """As if every program were here; none is run."""
-    monkeypatch.setattr("shutil.which", lambda name: f"/opt/{name}")
+def tools():
+    tool("prometheus")
+    tool("prometheus-alertmanager")
 
 
 def test_nobody_is_told_of_a_stages_alerts(tmp_path, tools):
@@ -174,6 +174,10 @@ def test_without_a_model_or_a_program_or_data_it_says_what_is_wanted(tmp_path, t
     stage.programs = {program.name: program for program in stage.stack.programs(stage.run)}
     with pytest.raises(BadTraining, match=r"nowhere\.csv; --data names a CSV file"):
         stage.faulty_trainer("shuffled")
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Refused, match="a drill needs alertmanager, prometheus"):
+        prepare(settings_in(tmp_path), tmp_path / "other stage", None)
 
 
 def test_an_unknown_alert_is_answered_with_the_nearest(tmp_path):

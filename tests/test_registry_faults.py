@@ -671,6 +671,20 @@ def test_a_version_that_fails_its_self_test_never_comes_into_the_store(registry,
     assert 1 == slots.current["v1"].version
 
 
+def test_a_refusal_outlasts_trouble_with_the_server_and_is_counted_once(registry, tmp_path):
+    registry.folders[4] = made.rewrite(made.copy(made.constant(4.0), tmp_path / "four"), made.killing())
+    follower = Follower(settings_for(tmp_path, registry.url), Store(tmp_path / "store"))
+    registry.aliases["champion"] = 4
+    seen = []
+    for fault in (None, reset, None, None):
+        registry.fault = only("", fault) if fault else lambda answer: False
+        follower.poll()
+        seen.append((follower.result, follower.fault("champion") is not None))
+
+    assert [("success", True), ("unreachable", True), ("success", True), ("success", True)] == seen
+    assert 1 == follower.refusals["selftest"]
+
+
 def test_a_version_in_the_store_that_was_never_tested_is_tested_before_it_is_pointed_at(registry, tmp_path):
     def fail(folder: Path) -> None:
         raise BadArtifact(folder, "selftest", "no")

@@ -385,8 +385,9 @@ class Follower:
         self._told = told
         if result == "success":
             # What was refused before something came in the way is looked at once more.
-            for version in refused:
-                self._refused.pop(version, None)
+            for version in filter(self._refused.__contains__, refused):
+                why, retry = self._refused[version]
+                self._refused[version] = why, retry._replace(at=0.0)
             log.info("registry followed", extra=facts)
         else:
             level, what = (

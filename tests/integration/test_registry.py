@@ -196,7 +196,7 @@ def test_a_service_beside_the_training_follows_without_fetching(trained_there, c
     before = mlflow_server.log.read_text().count("model.onnx")
     with serving(folder) as service:
         ready(service, 2, 1)
-        wait_for(lambda: metric(service, "registry_polls_total", result="success") >= 2)
+        assert wait_for(lambda: metric(service, "registry_polls_total", result="success") >= 2)
 
     assert before == mlflow_server.log.read_text().count("model.onnx")
 
@@ -262,7 +262,7 @@ def test_a_version_that_is_not_gleaners_or_not_whole_is_refused_and_the_one_in_s
             client.set_registered_model_alias("made", "champion", str(version))
             refused = wait_for(lambda: metric(service, "registry_refusals_total", reason=reason) == 1)
             polls = metric(service, "registry_polls_total", result="success")
-            wait_for(lambda: metric(service, "registry_polls_total", result="success") >= polls + 3)
+            assert wait_for(lambda: metric(service, "registry_polls_total", result="success") >= polls + 3)
         state = health(service)
 
         assert refused

@@ -37,6 +37,7 @@ _ASK_SECONDS = 0.05
 _LOOK_SECONDS = 0.2
 _QUIET_SECONDS = 3.0  # beyond the alert's own `for:`
 _READY_SECONDS = 90.0
+_STEP_SECONDS = 300.0  # to make a fault, or to end it
 PROGRAMS = ("ml-app", "train-metrics", "alertmanager", "prometheus")
 
 
@@ -45,7 +46,7 @@ class Failed(GleanerError):
 
 
 def stage_settings(settings: Settings, state: Path, hurry: float) -> Settings:
-    """The settings of a stage: all in which it differs from the real stack stands here.
+    """The settings of a stage: all in which it differs from the real stack.
 
     Nobody is told of its alerts: they would be taken for real, and their end may come after that of Alertmanager.
     """
@@ -131,6 +132,7 @@ class Stage:
         return replace(self.programs[name], command=command)
 
     def _variables(self, state: Path) -> dict[str, str]:
+        """The same for its programs, which read the real settings' file."""
         return {
             "GLEANER_PATHS__STATE": str(state),
             "GLEANER_SERVING__HOST": "127.0.0.1",
@@ -204,7 +206,8 @@ async def _down(stage: Stage) -> None:
 
 async def _kill_again_and_again(stage: Stage) -> None:
     for _ in range(stage.settings.alerts.restarts + 2):
-        entry = stage.supervisor.entry("ml-app")
+        while not (entry := stage.supervisor.entry("ml-app")).pid:  # 0 would be this process's own group
+            await asyncio.sleep(_LOOK_SECONDS)
         os.kill(entry.pid, signal.SIGKILL)
         while stage.supervisor.entry("ml-app").pid in {0, entry.pid} or stage.supervisor.entry("ml-app").health != "ok":
             await asyncio.sleep(_LOOK_SECONDS)
@@ -319,14 +322,14 @@ async def play(
             raise Failed(f"{alert} fires already, with no fault but your settings and model: see docs/alerts.md")
         say(f"all is well; now the fault: {drill.fault}")
         began = time.monotonic()
-        await drill.inject(stage)
+        await _within(_STEP_SECONDS, drill.inject(stage), "the fault could not be made")
         alarm = await _within(limit_seconds, told.until(True), f"{alert} did not fire within {limit_seconds:.0f} s")
         fired = time.monotonic() - began
         summary = str(alarm["annotations"]["summary"])
         say(f"{alert} is at Alertmanager after {fired:.1f} s: {summary}")
         say("now the fault is taken away")
         began = time.monotonic()
-        await drill.mend(stage)
+        await _within(_STEP_SECONDS, drill.mend(stage), "the fault could not be ended")
         await _within(limit_seconds, told.until(False), f"{alert} still fires {limit_seconds:.0f} s after its fault")
         resolved = time.monotonic() - began
         say(f"{alert} is resolved after {resolved:.1f} s")

@@ -119,9 +119,11 @@ def test_what_the_page_of_tables_says_of_numbers_is_so():
 
 def test_the_numbers_in_the_readme_are_those_of_the_sample():
     sample = (ROOT / "examples" / "food-drive" / "README.md").read_text()
-    (boosting,) = re.findall(r"candidate=gradient_boosting .*mae=([\d.]+)", README)
+    told = dict(re.findall(r"candidate=(\w+) .*mae=([\d.]+)", README))
 
-    assert f" {boosting} " in sample
+    assert {"linear", "decision_tree", "random_forest", "gradient_boosting", "spline"} == set(told)
+    for candidate, mae in told.items():
+        assert re.search(rf"{candidate}.* {mae}\b", sample), candidate
 
 
 def test_the_readmes_python_runs_against_a_service(service):

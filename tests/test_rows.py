@@ -13,9 +13,9 @@ import pytest
 
 from gleaner.arrow import ARROW
 from gleaner.doors import CSV, MOST_FAULTS, read_rows
-from gleaner.errors import BadRows
+from gleaner.errors import NAMED_FAULTS, BadRows
 from gleaner.invocations import read_invocation
-from gleaner.rows import NAMED_FAULTS, Rows, check_names
+from gleaner.rows import Rows, check_names
 from gleaner.schema import Feature, Schema, Target
 from gleaner.wire import JSON, RowReader
 

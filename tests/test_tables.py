@@ -24,9 +24,9 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 
 from gleaner import tables
-from gleaner.errors import BadTable
+from gleaner.errors import NAMED_FAULTS, BadTable
 from gleaner.schema import Feature, Schema, Target
-from gleaner.tables import BLOCK_BYTES, LONGEST_LINE, NAMED_FAULTS, Chunk, Table, open_csv, read_rows, read_table
+from gleaner.tables import BLOCK_BYTES, LONGEST_LINE, Chunk, Table, open_csv, read_rows, read_table
 
 properties = profile(
     max_examples=150,

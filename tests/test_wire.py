@@ -11,8 +11,7 @@ from hypothesis import HealthCheck, event, given
 from hypothesis import settings as of_hypothesis
 from hypothesis import strategies as st
 
-from gleaner.errors import BadBody, BadRows, TooLarge
-from gleaner.rows import NAMED_FAULTS
+from gleaner.errors import NAMED_FAULTS, BadBody, BadRows, TooLarge
 from gleaner.schema import Array, Feature, Schema, Target
 from gleaner.wire import RowReader, problem, read_json, write_json, write_predictions
 

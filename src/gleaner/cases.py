@@ -123,7 +123,7 @@ def make_cases(settings: Settings, hurry: float = 1.0) -> list[Case]:
         "HighCPUUsage": lambda a: cases.gauge(a, "app_cpu_usage_percent", cases.at.cpu_percent, APP, "{:.1f}".format),
     }
     made = [case for name, maker in makers.items() for case in maker(alerts[name][0])]
-    made += [*cases.error_budget_burn(alerts["ErrorBudgetBurn"])]
+    made += cases.error_budget_burn(alerts["ErrorBudgetBurn"])
     made += [*cases.target_down(*alerts["TargetDown"]), *cases.restart_loop(*alerts["RestartLoop"])]
     # That a process is up is all that NoModel and TargetDown need to know.
     nothing = {name: {} if name in {"NoModel", "TargetDown"} else _up(for_=cases.look) for name in alerts}

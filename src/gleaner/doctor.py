@@ -27,13 +27,13 @@ _SERVING = ("granian", "onnxruntime", "numpy", "flask", "msgspec")
 _TRAINING = ("mlflow", "scikit-learn", "onnx", "matplotlib")
 _LEAST_FREE_BYTES = 1 << 30
 # macOS listens on these itself, for AirPlay.
+_AIRPLAY_PORTS = (5000, 7000)
+_SWITCH_AIRPLAY_OFF = "switch macOS's AirPlay Receiver off: System Settings, General, AirDrop & Handoff"
 _AIRPLAY = re.compile(r"ControlCe(nter)?\b|AirPlay")
 _CONTAINER = re.compile(r"docker-proxy|com\.docker|conmon|rootlessport")
 # What packages start as services, by the setting of its port; each under its own user, so that others may not see it.
 _SERVICES = {"prometheus": "prometheus", "alertmanager": "prometheus-alertmanager", "grafana": "grafana-server"}
 _PACKAGED = re.compile(r"\((/usr/s?bin/|/usr/share/grafana/bin/)?(prometheus|grafana)")
-_AIRPLAY_PORTS = (5000, 7000)
-_SWITCH_AIRPLAY_OFF = "switch macOS's AirPlay Receiver off: System Settings, General, AirDrop & Handoff"
 
 
 def examine(settings: Settings) -> Iterator[Finding]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gleaner.arrow import ARROW, Stream, Values, write_stream
-from gleaner.errors import BadRows, BadTable, Fault, TooLarge, WrongType
-from gleaner.rows import NAMED_FAULTS, Rows, judge_columns
+from gleaner.errors import NAMED_FAULTS, BadRows, BadTable, Fault, TooLarge, WrongType
+from gleaner.rows import Rows, judge_columns
 from gleaner.schema import Array, Schema
 from gleaner.slots import Loaded
 from gleaner.tables import open_csv

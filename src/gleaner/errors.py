@@ -20,6 +20,10 @@ class BadSetting(GleanerError):
         self.source, self.key, self.reason = source, key, reason
 
 
+NAMED_FAULTS = 100
+"""How many faults of a table are told; the others are counted."""
+
+
 class Fault(NamedTuple):
     """What is wrong with a cell, or with a member of a JSON object. A table can have a million, so it is small.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from gleaner import __version__
 from gleaner.errors import BadBody, BadRows, TooLarge
-from gleaner.rows import Column, Rows, judge_columns
+from gleaner.rows import Column, Rows, check_count, judge_columns
 from gleaner.schema import Array, Feature, Schema, show
 from gleaner.wire import JSON, read_length
 
@@ -206,8 +206,7 @@ def _rows_of(schema: Schema, tensors: Sequence[_Tensor], max_rows: int) -> Rows:
     if is_one and tensors[0].shape[1] != width:
         raise _fault("/inputs/0/shape", f"wanted [rows, {width}]: {', '.join(map(repr, schema.names))}")
     rows = tensors[0].shape[0] if tensors else 0
-    if rows > max_rows:
-        raise TooLarge(f"{rows:,} rows; one request takes {max_rows:,}, so send several")
+    check_count(rows, max_rows)
     if is_one:
         columns = {name: _every(tensors[0].column, j, width) for j, name in enumerate(schema.names)}
     return judge_columns(schema, columns, rows)

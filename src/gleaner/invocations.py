@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from gleaner.errors import BadRows, TooLarge
-from gleaner.rows import Column, Rows, check_names, escape, judge_columns, judge_lists, judge_objects
+from gleaner.errors import BadRows
+from gleaner.rows import Column, Rows, check_count, check_names, escape, judge_columns, judge_lists, judge_objects
 from gleaner.schema import Schema, show
 
 
@@ -87,7 +87,7 @@ def read_invocation(schema: Schema, value: object, *, max_rows: int) -> Rows:
     if not isinstance(data, list) or (form == "dataframe_records" and not all(isinstance(row, dict) for row in data)):
         what = "a list of objects" if form == "dataframe_records" else "a list of objects or of lists"
         raise BadRows([(f"/{form}", f"wanted {what}, got {show(data)}")])
-    _bound(len(data), max_rows)
+    check_count(len(data), max_rows)
     is_named = form == "dataframe_records" or any(isinstance(row, dict) for row in data)
     return judge_objects(schema, data) if is_named else judge_lists(schema, data)
 
@@ -103,7 +103,7 @@ def _read_split(schema: Schema, data: object, max_rows: int) -> Rows:
             raise BadRows([(f"/dataframe_split/{escape(name[:100])}", wanted)])
     if not isinstance(data.get("index", []), list):
         raise BadRows([("/dataframe_split/index", f"wanted a list, got {show(data['index'])}")])
-    _bound(len(rows), max_rows)
+    check_count(len(rows), max_rows)
     if "columns" not in data:
         return judge_lists(schema, rows)
     if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
@@ -125,13 +125,8 @@ def _transposed(columns: Mapping[str, object], max_rows: int) -> Sequence[object
         raise BadRows(
             [("/inputs", f"columns of {' and '.join(map(str, sorted(lengths)))} values; wanted equal lengths")]
         )
-    _bound(max(lengths, default=0), max_rows)
+    check_count(max(lengths, default=0), max_rows)
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
-
-
-def _bound(rows: int, max_rows: int) -> None:
-    if rows > max_rows:
-        raise TooLarge(f"{rows:,} rows; one request takes {max_rows:,}, so send several")
 
 
 def write_invocation(predictions: Sequence[float]) -> bytes:

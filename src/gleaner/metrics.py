@@ -217,7 +217,9 @@ class Models(Collector):
             failures.add_metric([reason], self.slots.failures.get(reason, 0))
         yield failures
         refused = GaugeMetricFamily(
-            "model_alias_refused", "1 while the store's alias points at a version that was refused.", labels=["alias"]
+            "model_alias_refused",
+            "1 while the store's alias points at what is refused or unreadable.",
+            labels=["alias"],
         )
         for alias, is_refused in {alias: self.slots.is_refused(s) for s, alias in self.slots.aliases.items()}.items():
             refused.add_metric([alias], is_refused)

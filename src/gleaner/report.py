@@ -156,10 +156,10 @@ def ago(seconds: float) -> str:
     return f"{seconds:.0f}s"
 
 
-def end_of(log: Path, name: str, most: int = 8) -> str:
+def end_of(log: Path, name: str) -> str:
     """The last lines of a log, each behind its name."""
     text = log.read_text(errors="replace") if log.exists() else ""
-    return "".join(f"{name}: {line}\n" for line in text.splitlines()[-most:])
+    return "".join(f"{name}: {line}\n" for line in text.splitlines()[-8:])
 
 
 def named_line(names: Sequence[str]) -> Callable[[str, str], None]:

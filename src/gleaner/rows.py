@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gleaner.errors import BadRows, Fault, nearest
+from gleaner.errors import NAMED_FAULTS, BadRows, Fault, TooLarge, nearest
 from gleaner.schema import Array, Feature, Schema, show
 
-NAMED_FAULTS = 100
 # So many unknown columns are told with the nearest feature: beside sixty with long names it takes 6 ms to find.
 SUGGESTIONS = 5
 
@@ -76,6 +75,12 @@ class Column:
     words: tuple[object, ...] | None = None
     kind: str = ""
     sent: Sequence[object] | None = None
+
+
+def check_count(rows: int, most: int) -> None:
+    """Raises TooLarge for more rows than one request takes."""
+    if rows > most:
+        raise TooLarge(f"{rows:,} rows; one request takes {most:,}, so send several")
 
 
 def judge_objects(schema: Schema, values: Sequence[object], *, named: int = NAMED_FAULTS) -> Rows:

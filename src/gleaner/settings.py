@@ -110,7 +110,7 @@ class Scores(_Section):
 
 
 class Ports(_Section):
-    """Every port of the whole system, and the only place to move one; 0 means any free one."""
+    """Every port of the whole system, and the only place to move one, outside compose; 0 means any free one."""
 
     ml_app: Port = Field(5001, description="The API. Also accepted as `serving.port`.")
     ml_app_metrics: Port = Field(8010, description="The API's metrics alone: the scrape target of job `ml-api`.")

@@ -21,11 +21,10 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from gleaner.errors import BadTable, Fault, nearest
+from gleaner.errors import NAMED_FAULTS, BadTable, Fault, nearest
 from gleaner.schema import Array, Feature, Schema, Target, show, show_cell
 
 LONGEST_LINE = 1 << 20
-NAMED_FAULTS = 100
 BLOCK_BYTES = 1 << 17
 _JUDGED_BYTES = 1 << 11
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, NoReturn
 import msgspec
 import numpy as np
 
-from gleaner.errors import BadBody, TooLarge
-from gleaner.rows import NAMED_FAULTS, Rows, judge_objects
+from gleaner.errors import NAMED_FAULTS, BadBody
+from gleaner.rows import Rows, check_count, judge_objects
 from gleaner.schema import Array, Feature, Schema, show
 
 JSON, PROBLEM = "application/json", "application/problem+json"
@@ -72,8 +72,7 @@ class RowReader:
         value = read_json(body, max_depth=self.max_depth)
         if not isinstance(value, list):
             return dataclasses.replace(judge_objects(self.schema, [value], named=named), is_single=True)
-        if len(value) > self.max_rows:
-            raise TooLarge(f"{len(value):,} rows; one request takes {self.max_rows:,}, so send several")
+        check_count(len(value), self.max_rows)
         return judge_objects(self.schema, value, named=named)
 
     def _expand(self, row: Any) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Ask the running service for a prediction: `python check_api.py --data '{...}' --port 5001` is `gleaner check`."""
+"""Ask for a prediction: `python check_api.py --data '{...}' --port 5001` runs `gleaner check`."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from gleaner.launch import run  # noqa: E402  # found only now
+from gleaner.launch import run  # noqa: E402  # the path is set above
 
 run(ROOT, ["check", *sys.argv[1:]])

@@ -1,46 +1,43 @@
-"""How long `gleaner score` takes for a whole table on one core, and in how much memory: `make bench-score`.
+"""Benchmark of `gleaner score`: time and memory on one core.
 
-A made table of three features, scored by a tree of depth 3 and by a forest of 200 trees of depth 10, both trained on
-the bundled sample; round after round, each in turn, in a process pinned to the first core. Beside the seconds on the
-clock stand those of the processor, which others on the machine cannot lengthen much. The forest gets a tenth of the
-rows: its time is per row, and the last line says what the whole table would take.
+`make bench-score` runs it on whole tables.
+
+A tree of depth 3 and a forest of 200 trees of depth 10, trained on the bundled sample, score a made table of three
+features. Rounds run every case in turn, each in a process on the first core. CPU seconds stand next to wall-clock
+seconds, because other work on the machine lengthens CPU seconds less. The forest scores a tenth of the rows; the last
+line extrapolates to the whole table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow.csv
 import pyarrow.parquet
-from rig import NAMES, ROOT, SERVER_CORE, fill_store, fit_models, make_table, spread
+from rig import NAMES, SERVER_CORE, make_table, prepare, spread, versions, write_results
 
-from gleaner.settings import load_settings
-from gleaner.tables import read_table
-
-# What the command itself does, and then what it took. VmHWM, unlike ru_maxrss, does not begin with the parent's.
+# The command, then its time and memory. VmHWM, unlike ru_maxrss, does not start at the parent's peak.
 PROGRAM = r"""
 import atexit, json, re, resource, sys, time
 from pathlib import Path
 began = time.perf_counter()
 
-def tell():
+def report():
     used = resource.getrusage(resource.RUSAGE_SELF)
     peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
     took = {"seconds": time.perf_counter() - began, "cpu": used.ru_utime + used.ru_stime, "megabytes": peak}
     print(json.dumps(took), file=sys.stderr)
 
-atexit.register(tell)
-from gleaner.cli import main
+atexit.register(report)
+from gleaner.cli.main import main
 main()
 """
 
@@ -53,7 +50,10 @@ class Took:
 
 
 def write_table(path: Path, rows: int, *, bad: int = 0) -> None:
-    """A table of distinct rows; of every `bad` rows, one holds a word for a number."""
+    """Write a table of distinct rows.
+
+    One row in `bad` has a word instead of a number.
+    """
     X = make_table(rows).X
     with path.open("w") as file:
         file.write(",".join(NAMES) + "\n")
@@ -64,7 +64,7 @@ def write_table(path: Path, rows: int, *, bad: int = 0) -> None:
             file.writelines(lines)
 
 
-def score(folder: Path, source: str, out: str, *options: str) -> Took:
+def score(folder: Path, environment: Mapping[str, str], source: str, out: str, *options: str) -> Took:
     command = [
         "taskset",
         "-c",
@@ -78,7 +78,6 @@ def score(folder: Path, source: str, out: str, *options: str) -> Took:
         "--json",
         *options,
     ]
-    environment = {**os.environ, "GLEANER_PATHS__STATE": str(folder / "state")}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode not in {0, 3}:
         sys.exit(done.stderr)
@@ -89,7 +88,7 @@ def score(folder: Path, source: str, out: str, *options: str) -> Took:
 def show(name: str, rows: int, took: list[Took]) -> None:
     cpu = [t.cpu for t in took]
     print(f"{name}, {rows:,} rows: {spread([t.seconds for t in took], '.1f')} s", end="")
-    print(f", processor {spread(cpu, '.1f')} s, {rows / statistics.median(cpu):,.0f} rows/s", end="")
+    print(f", CPU {spread(cpu, '.1f')} s, {rows / statistics.median(cpu):,.0f} rows/s", end="")
     print(f", peak {max(t.megabytes for t in took):.0f} MB")
 
 
@@ -99,14 +98,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
 
-    packages = ("onnxruntime", "numpy", "pyarrow")
-    print(f"Python {sys.version.split()[0]}, " + ", ".join(f"{name} {version(name)}" for name in packages))
+    used = versions("onnxruntime", "numpy", "pyarrow")
+    print(", ".join(f"{name} {number}" for name, number in used.items()))
     with tempfile.TemporaryDirectory(prefix="gleaner-bench-") as scratch:
         folder = Path(scratch)
-        shutil.copy(ROOT / "gleaner.toml", folder)
-        settings = load_settings(folder / "gleaner.toml", {"paths": {"state": str(folder / "state")}})
-        table = read_table(ROOT / "examples" / "food-drive" / "routes.csv", settings.schema_)
-        fill_store(settings, table, fit_models(table))
+        environment, _ = prepare(folder / "state")
         few = options.rows // 10
         write_table(folder / "many.csv", options.rows)
         write_table(folder / "few.csv", few)
@@ -123,16 +119,17 @@ def main() -> None:
             "tree, Parquet, a tenth": ("few.parquet", "out.parquet"),
             "forest, a tenth": ("few.csv", "out.csv", "--alias", "challenger"),
         }
-        for alias in ("champion", "challenger"):  # the self-tests, once
-            score(folder, "few.csv", "out.csv", "--alias", alias)
+        for alias in ("champion", "challenger"):  # the self-tests run once
+            score(folder, environment, "few.csv", "out.csv", "--alias", alias)
         took: dict[str, list[Took]] = {name: [] for name in runs}
         for _ in range(options.rounds):
             for name, arguments in runs.items():
-                took[name].append(score(folder, *arguments))
+                took[name].append(score(folder, environment, *arguments))
         for name, arguments in runs.items():
             show(name, options.rows if arguments[0].startswith("many") else few, took[name])
         whole = 10 * statistics.median([t.cpu for t in took["forest, a tenth"]])
-        print(f"forest, {options.rows:,} rows, extrapolated: processor {whole:.0f} s")
+        print(f"forest, {options.rows:,} rows, extrapolated: CPU {whole:.0f} s")
+        write_results("scoring", used, {name: [asdict(t) for t in rounds] for name, rounds in took.items()})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The services that are compared: how each is started, with one worker, and how it is asked for rows."""
+"""The compared services: their commands, with one worker, and their request formats."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 import pyarrow as pa
 from rig import NAMES, ROOT, free_port, objects
 
-from gleaner.schema import Array
+from gleaner.table.numbers import Array
 
 FILES = ROOT / "bench" / "peers"
 JSON, CSV, ARROW = "application/json", "text/csv", "application/vnd.apache.arrow.stream"
 
 
 @dataclass(frozen=True)
-class Door:
-    """One way to ask a service for rows, and to read its answer."""
+class Format:
+    """A format of request bodies and responses."""
 
     name: str
     type: str
@@ -32,9 +32,9 @@ class Door:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server is to run: its slot, its port, a folder of its own, and the slot's estimator in two files.
+    """A server's slot, port and folder, and the slot's estimator.
 
-    Both hold the same fitted trees; `named` also knows the columns' names, for a service that hands it a data frame.
+    plain, named: files with the same fitted trees; `named` also has column names, for services that use data frames.
     """
 
     slot: str
@@ -46,13 +46,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Service:
-    """A peer, or ourselves. The first door is the one that a single row is asked in."""
+    """A peer, or Gleaner. The first format is that of single rows."""
 
     name: str
     how: str
     packages: tuple[str, ...]
     path: str
-    doors: tuple[Door, ...]
+    formats: tuple[Format, ...]
     command: Callable[[Path, Place], list[str]]
     environment: Callable[[Place], dict[str, str]] = lambda place: {"MODEL": str(place.plain)}
 
@@ -116,16 +116,16 @@ def mlflow_command(bin_: Path, place: Place) -> list[str]:
     make = [bin_ / "python", FILES / "mlflow_model.py", place.named, model]
     done = subprocess.run(make, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
-        sys.exit(f"the MLflow model could not be made:\n{done.stderr[-3000:]}")
+        sys.exit(f"mlflow_model.py failed:\n{done.stderr[-3000:]}")
     where = ["-h", "127.0.0.1", "-p", str(place.port)]
     return [str(bin_ / "mlflow"), "models", "serve", "-m", str(model), "--env-manager", "local", "-w", "1", *where]
 
 
 def mlserver_command(bin_: Path, place: Place) -> list[str]:
     implementation = {"implementation": "mlserver_sklearn.SKLearnModel", "parameters": {"uri": str(place.plain)}}
-    # Batches make the forest many times faster, and the tree slower.
+    # Batches make the forest many times faster and the tree slower.
     batches = {"max_batch_size": 16, "max_batch_time": 0.002} if place.slot == "v2" else {}
-    # Its pool of workers does not start with the newest uvloop (github.com/SeldonIO/MLServer/issues/2286).
+    # The pool of workers does not start with the newest uvloop (github.com/SeldonIO/MLServer/issues/2286).
     server = {"debug": False, "host": "127.0.0.1", "parallel_workers": 0}
     ports = {"http_port": place.port, "grpc_port": free_port(), "metrics_port": free_port()}
     (place.folder / "model-settings.json").write_text(json.dumps({"name": "model", **implementation, **batches}))
@@ -151,15 +151,15 @@ def gleaner_command(_: Path, place: Place) -> list[str]:
     return [sys.executable, "-m", "gleaner", "serve", "--port", str(place.port), "--metrics-port", "0"]
 
 
-OBJECTS = Door("JSON objects", JSON, write_objects, under("prediction"))
-ARROW_STREAM = Door("Arrow", ARROW, write_arrow, read_arrow)
+OBJECTS = Format("JSON objects", JSON, write_objects, under("prediction"))
+ARROW_STREAM = Format("Arrow", ARROW, write_arrow, read_arrow)
 
 OURS = Service(
     name="Gleaner",
     how="`gleaner serve` as shipped, with both models",
     packages=(),
     path="/{slot}/predict",
-    doors=(OBJECTS, Door("CSV", CSV, write_csv, read_csv), ARROW_STREAM),
+    formats=(OBJECTS, Format("CSV", CSV, write_csv, read_csv), ARROW_STREAM),
     command=gleaner_command,
 )
 
@@ -169,11 +169,11 @@ PEERS = {
         how="`mlflow models serve --env-manager local -w 1` (uvicorn); the model has a signature",
         packages=("mlflow",),
         path="/invocations",
-        doors=(
-            Door("JSON `inputs`", JSON, write_inputs, under("predictions")),
-            Door("JSON `dataframe_split`", JSON, write_split, under("predictions")),
-            Door("JSON `dataframe_records`", JSON, write_records, under("predictions")),
-            Door("CSV", CSV, write_csv, under("predictions")),
+        formats=(
+            Format("JSON `inputs`", JSON, write_inputs, under("predictions")),
+            Format("JSON `dataframe_split`", JSON, write_split, under("predictions")),
+            Format("JSON `dataframe_records`", JSON, write_records, under("predictions")),
+            Format("CSV", CSV, write_csv, under("predictions")),
         ),
         command=mlflow_command,
         environment=lambda place: {"MLFLOW_DISABLE_TELEMETRY": "true"},
@@ -183,7 +183,7 @@ PEERS = {
         how="`mlserver start`, the runtime for scikit-learn, `debug` off, `parallel_workers` 0, v2 in adaptive batches",
         packages=("mlserver", "mlserver-sklearn"),
         path="/v2/models/model/infer",
-        doors=(Door("JSON tensor", JSON, write_tensor, lambda content: json.loads(content)["outputs"][0]["data"]),),
+        formats=(Format("JSON tensor", JSON, write_tensor, lambda content: json.loads(content)["outputs"][0]["data"]),),
         command=mlserver_command,
     ),
     "bentoml": Service(
@@ -191,7 +191,7 @@ PEERS = {
         how="`bentoml serve`, `workers=1`, adaptive batches",
         packages=("bentoml",),
         path="/predict",
-        doors=(Door("JSON lists", JSON, lambda X: encode({"rows": lists(X)}), json.loads),),
+        formats=(Format("JSON lists", JSON, lambda X: encode({"rows": lists(X)}), json.loads),),
         command=bentoml_command,
         environment=lambda place: {
             "MODEL": str(place.plain),
@@ -204,7 +204,7 @@ PEERS = {
         how="`LitServer(workers_per_device=1)`, batches of up to 16 requests",
         packages=("litserve",),
         path="/predict",
-        doors=(Door("JSON lists", JSON, lambda X: encode({"input": lists(X)}), under("output")),),
+        formats=(Format("JSON lists", JSON, lambda X: encode({"input": lists(X)}), under("output")),),
         command=litserve_command,
     ),
     "script": Service(
@@ -212,7 +212,7 @@ PEERS = {
         how="Flask, pandas and joblib behind `gunicorn -w 1`",
         packages=("flask", "pandas", "gunicorn"),
         path="/predict",
-        doors=(OBJECTS,),
+        formats=(OBJECTS,),
         command=script_command,
         environment=lambda place: {"MODEL": str(place.named)},
     ),

@@ -1,36 +1,37 @@
-"""How long a training takes, whole, and beside bare scikit-learn doing the same fits: `make bench`.
+"""Training speed, next to the same fits in plain scikit-learn: `make bench`.
 
-First `gleaner train` on the bundled sample: the process from start to end, MLflow and its new database included. Then,
-on a made table, `train()` and the same fits written straight down: the grids as GridSearchCV runs them, the folds, the
-final fits. The two are measured in turn. The forest is left out of the large table unless `--forest` asks for it: its
-grid alone takes many minutes there.
+The first part is `gleaner train` on the bundled sample: the whole process, with MLflow and its new database. The second
+part is `train()` on a made table, in turn with the same fits in plain scikit-learn: the grids, the folds and the final
+fits. It leaves out the forest, whose grid takes many minutes on a large table; `--forest` adds the forest.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-from rig import ROOT, make_table
+from rig import ROOT, make_table, ratios, spread, versions, write_results
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, KFold
 from threadpoolctl import threadpool_limits
 
-from gleaner.candidates import FAMILIES, ROWS_WORTH_THREADS, Task
-from gleaner.settings import Settings, load_settings
-from gleaner.tables import Table
-from gleaner.training import train
+from gleaner.settings.load import load_settings
+from gleaner.settings.sections import Settings
+from gleaner.table.tables import Table
+from gleaner.training.candidates import FAMILIES, ROWS_WORTH_THREADS, Task
+from gleaner.training.train import train
 
 
 def whole() -> float:
-    """Seconds of `gleaner train` on the sample, in a folder where nothing was before."""
+    """Return the seconds of `gleaner train` on the sample.
+
+    The state folder is empty.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         environment = {**os.environ, "GLEANER_PATHS__STATE": str(Path(scratch) / "state")}
         command = [sys.executable, "-m", "gleaner", "train", "--metrics-port", "0"]
@@ -47,7 +48,7 @@ def ours(table: Table, settings: Settings) -> float:
 
 
 def bare(table: Table, settings: Settings) -> float:
-    """The same fits with nothing around them."""
+    """Return the seconds of the same fits in plain scikit-learn."""
     task = Task(monotone=settings.schema_.monotone, log=True, counts=True, seed=settings.training.seed)
     X, y = table.X, table.y
     threads = None if len(y) >= ROWS_WORTH_THREADS else 1
@@ -70,25 +71,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--forest", action="store_true", help="the random forest, too")
+    parser.add_argument("--forest", action="store_true", help="add the random forest")
     options = parser.parse_args()
 
-    names = ("scikit-learn", "mlflow", "numpy")
-    print(f"Python {sys.version.split()[0]}, " + ", ".join(f"{name} {version(name)}" for name in names))
+    used = versions("scikit-learn", "mlflow", "numpy")
+    print(", ".join(f"{name} {number}" for name, number in used.items()))
     wholes = [whole() for _ in range(options.rounds)]
-    print(f"gleaner train on the sample: {statistics.median(wholes):.1f} s ({min(wholes):.1f} to {max(wholes):.1f})")
+    print(f"gleaner train on the sample: {spread(wholes, '.1f')} s")
 
     candidates = [name for name in FAMILIES if options.forest or name != "random_forest"]
     settings = load_settings(ROOT / "gleaner.toml", {"training": {"candidates": candidates}})
     table = make_table(options.rows)
-    ratios, seconds = [], []
+    mine, plain = [], []
     for _ in range(options.rounds):
-        mine, theirs = ours(table, settings), bare(table, settings)
-        ratios.append(mine / theirs)
-        seconds.append((mine, theirs))
-    middle = sorted(seconds)[len(seconds) // 2]
-    print(f"{options.rows:,} rows, {', '.join(candidates)}: {middle[0]:.1f} s; bare scikit-learn {middle[1]:.1f} s")
-    print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        mine.append(ours(table, settings))
+        plain.append(bare(table, settings))
+    print(f"{options.rows:,} rows, {', '.join(candidates)}: {spread(mine, '.1f')} s", end="")
+    print(f"; plain scikit-learn {spread(plain, '.1f')} s; ratio {spread(ratios(mine, plain), '.2f')}")
+    found = {"sample_seconds": wholes, "candidates": candidates, "rows": options.rows}
+    write_results("training", used, {**found, "seconds": mine, "plain_seconds": plain})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Serve predictions: `python src/predict.py [options]` is `gleaner serve`."""
+"""Serve predictions: `python src/predict.py [options]` runs `gleaner serve`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Train: `python src/train.py [DATA.csv] [options]` is `gleaner train`."""
+"""Train: `python src/train.py [DATA.csv] [options]` runs `gleaner train`."""
 
 import sys
 from pathlib import Path

@@ -1,13 +1,14 @@
-"""The arithmetic of the benches, and that no server outlives them. Speed itself is never asserted."""
+"""The benchmarks' arithmetic and results; no test asserts speed."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
 import psutil
 import pytest
-from conftest import ROOT
+from projects import ROOT
 
 WRK = """Running 2s test @ http://127.0.0.1:5001/v1/predict
   1 threads and 16 connections
@@ -23,7 +24,7 @@ WRK = """Running 2s test @ http://127.0.0.1:5001/v1/predict
 {errors}Requests/sec:   1000.00
 Transfer/sec:      3.40MB
 """
-# Answers every GET, with a child that left its session behind.
+# A server with a child in a session of its own.
 SERVER = """
 import http.server, subprocess, sys
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
@@ -39,25 +40,33 @@ def rig(monkeypatch):
     return rig
 
 
-def test_rounds_are_compared_one_by_one_so_that_a_slow_minute_falls_on_both(rig):
+def test_the_constant_server_answers(rig):
+    port = rig.free_port()
+    command = [sys.executable, str(ROOT / "bench" / "constant.py"), str(port)]
+    with rig.serving(command, dict(os.environ), f"http://127.0.0.1:{port}/", b"{}") as (server, seconds):
+        assert server.is_running()
+        assert seconds > 0
+
+
+def test_rounds_are_compared_one_by_one(rig):
     assert [2.0, 2.0, 2.0] == rig.ratios([200.0, 20.0, 2.0], [100.0, 10.0, 1.0])
 
 
-def test_rounds_that_do_not_match_are_not_compared(rig):
+def test_different_numbers_of_rounds_are_not_compared(rig):
     with pytest.raises(ValueError, match="zip"):
         rig.ratios([1.0, 2.0], [1.0])
 
 
-def test_a_spread_is_the_median_with_the_least_and_the_most(rig):
+def test_a_spread_is_the_median_with_minimum_and_maximum(rig):
     assert "2,000 (1 to 30,000)" == rig.spread([30_000.0, 1.0, 2_000.0])
 
 
 @pytest.mark.parametrize(("p99", "milliseconds"), [("512.00us", 0.512), ("1.87ms", 1.87), ("1.20s", 1200.0)])
-def test_what_wrk_prints_is_read_in_milliseconds(rig, p99, milliseconds):
+def test_wrks_output_is_read_in_milliseconds(rig, p99, milliseconds):
     assert (1000.0, pytest.approx(milliseconds), 2000, 0) == rig.read_wrk(WRK.format(p99=p99, errors=""))
 
 
-def test_a_refusal_is_no_answer(rig):
+def test_a_refused_request_does_not_count_in_the_rate(rig):
     load = rig.read_wrk(WRK.format(p99="1.87ms", errors="  Non-2xx or 3xx responses: 500\n"))
 
     assert (750.0, 2000, 500) == (load.rate, load.asked, load.refused)
@@ -67,16 +76,16 @@ def test_a_refusal_is_no_answer(rig):
 @pytest.mark.parametrize(
     ("errors", "reason"),
     [
-        ("  Non-2xx or 3xx responses: 2000\n", "not one request was answered"),
+        ("  Non-2xx or 3xx responses: 2000\n", "no request succeeded"),
         ("  Socket errors: connect 0, read 7, write 0, timeout 0\n", "connections broke"),
     ],
 )
-def test_a_run_without_an_answer_or_with_broken_connections_is_no_measurement(rig, errors, reason):
+def test_a_run_without_success_or_with_broken_connections_is_refused(rig, errors, reason):
     with pytest.raises(SystemExit, match=reason):
         rig.read_wrk(WRK.format(p99="1.87ms", errors=errors))
 
 
-def test_a_server_is_ended_with_all_of_its_processes(rig, tmp_path):
+def test_a_server_ends_with_all_of_its_processes(rig, tmp_path):
     port = rig.free_port()
     with rig.serving([sys.executable, "-c", SERVER, str(port)], os.environ, f"http://127.0.0.1:{port}/") as (leader, _):
         processes = rig.members(leader.pid)
@@ -85,7 +94,7 @@ def test_a_server_is_ended_with_all_of_its_processes(rig, tmp_path):
     assert [] == [process for process in processes if psutil.pid_exists(process.pid) and process.is_running()]
 
 
-def test_a_server_that_ends_before_it_answers_is_shown_with_its_last_words(rig, tmp_path):
+def test_the_output_of_a_server_that_exits_early_is_shown(rig, tmp_path):
     command = [sys.executable, "-c", "print('no model here'); raise SystemExit(3)"]
 
     with (
@@ -93,3 +102,15 @@ def test_a_server_that_ends_before_it_answers_is_shown_with_its_last_words(rig, 
         rig.serving(command, os.environ, "http://127.0.0.1:1/", log=tmp_path / "log"),
     ):
         pass
+
+
+def test_results_are_written_with_their_date_and_versions(rig, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rig, "RESULTS", tmp_path / "results")
+
+    rig.write_results("serving", rig.versions("numpy"), {"start_seconds": [0.5]})
+
+    written = json.loads((tmp_path / "results" / "serving.json").read_text())
+    assert {"start_seconds": [0.5]} == written["results"]
+    assert ["Python", "numpy"] == list(written["versions"])
+    assert len("2000-01-01") == len(written["date"])
+    assert "serving.json" in capsys.readouterr().out

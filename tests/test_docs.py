@@ -1,9 +1,10 @@
-"""What the documents say is what the code does."""
+"""The documents say what the code does."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,19 +12,27 @@ from pathlib import Path
 import click
 import httpx
 import pytest
-from conftest import NUMBER, ROOT, gleaner, serving
+from projects import NUMBER, ROOT
 from prometheus_client import CollectorRegistry
+from started import gleaner, serving
 
-from gleaner import cli
-from gleaner.alerts import make_alerts
-from gleaner.drills import DRILLS
-from gleaner.metrics import Following, Resources, TrainingMetrics
-from gleaner.registry import Follower
-from gleaner.schema import Feature, read_number, show_cell
-from gleaner.settings import Settings, describe_settings, load_settings
-from gleaner.store import Store
+from gleaner.cli import main as cli
+from gleaner.drills.play import DRILLS
+from gleaner.machine.resources import Resources
+from gleaner.model.store import Store
+from gleaner.serving.follower import Follower
+from gleaner.serving.metrics import Following
+from gleaner.settings.describe import describe_settings
+from gleaner.settings.load import load_settings
+from gleaner.settings.sections import Settings
+from gleaner.table.feature import Feature
+from gleaner.table.messages import show_cell
+from gleaner.table.numbers import read_number
+from gleaner.training.metrics import TrainingMetrics
+from gleaner.watching.alerts import make_alerts
 
 README = (ROOT / "README.md").read_text()
+START = (ROOT / "docs" / "start.md").read_text()
 HTTP = (ROOT / "docs" / "http.md").read_text()
 ALERTS = (ROOT / "docs" / "alerts.md").read_text()
 TABLES = (ROOT / "docs" / "tables.md").read_text()
@@ -38,33 +47,44 @@ def test_the_page_of_settings_is_fresh():
 
 
 def commands(group: click.Group, prefix: str = "gleaner") -> set[str]:
-    found = set()
-    for name, command in group.commands.items():
+    found, context = set(), click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         inner = f"{prefix} {name}"
         found |= commands(command, inner) if isinstance(command, click.Group) else {inner}
     return found
 
 
-def test_the_readme_has_every_command_and_no_other():
-    table = README.split("| command | what |")[1].split("\n\n")[0]
-    named = {" ".join(re.findall(r"[a-z]+", text.split(" --")[0])) for text in re.findall(r"`(gleaner [^`]+)`", table)}
+def test_every_link_of_the_documents_leads_to_a_page_and_a_heading():
+    for page in [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *PAGES]:
+        for name, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", page.read_text()):
+            target = page.parent / name if name else page
+            assert target.exists(), f"{page.name}: {name}"
+            assert not anchor or anchor in headings(target), f"{page.name}: {name}#{anchor}"
 
-    assert commands(cli.gleaner) == named
 
-
-def test_every_link_of_the_documents_leads_somewhere():
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+def headings(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def shell_lines(page: Path) -> list[str]:
-    """The lines of a page's blocks for a terminal, in their order."""
+    """Return the lines of a page's terminal blocks, in their order."""
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     return [line.removeprefix("$ ") for kind, block in blocks if not kind for line in block.splitlines()]
 
 
-PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("examples/*/*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_every_command_on_a_page_is_one_of_gleaners(page):
+    known = {tuple(command.split()[1:]) for command in commands(cli.gleaner)}
+    typed = [line for line in shell_lines(page) if line.startswith("gleaner ")]
+    for line in [*typed, *re.findall(r"`(gleaner [a-z][^`\n]*)`", page.read_text())]:
+        words = tuple(re.match(r"gleaner((?: [a-z]+)+)", line)[1].split())
+        assert any(words[: len(command)] == command[: len(words)] for command in known), line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
@@ -72,11 +92,12 @@ def test_where_gleaner_is_typed_something_has_put_it_on_the_path(page):
     text = page.read_text()
     for line in shell_lines(page):
         if re.match(r"(gleaner|python) ", line):
-            assert "source .venv/bin/activate" in text[: text.index(line)], line
+            before = text[: re.search(rf"^(\$ )?{re.escape(line)}", text, re.MULTILINE).start()]
+            assert "source .venv/bin/activate" in before, line
 
 
-def test_the_readmes_way_to_a_table_of_ones_own_works_when_it_is_copied(tmp_path):
-    (block,) = re.findall(r"```\n(source .venv/bin/activate[^`]*gleaner init.*?)```", README, re.DOTALL)
+def test_the_way_to_a_table_of_ones_own_works_when_it_is_copied(tmp_path):
+    (block,) = re.findall(r"```\n(source .venv/bin/activate[^`]*gleaner init.*?)```", START, re.DOTALL)
     lines = block.splitlines()
     assert lines[-1].startswith("gleaner serve ")
     (tmp_path / "clone").mkdir()
@@ -102,7 +123,7 @@ def test_the_readmes_way_to_a_table_of_ones_own_works_when_it_is_copied(tmp_path
     assert "champion" in done.stdout
 
 
-def test_what_the_page_of_tables_says_of_numbers_is_so():
+def test_the_rules_for_numbers_on_the_page_of_tables_hold():
     numbers, refused = re.search(
         r"before the decimals: (.*?), with .*?what to do \|\n\| ---.*?\n(.*?)\n\n", TABLES, re.DOTALL
     ).groups()
@@ -117,17 +138,44 @@ def test_what_the_page_of_tables_says_of_numbers_is_so():
     assert f"`wanted {column.wanted}, got {show_cell(column, '2,18')}`" in TABLES
 
 
-def test_the_numbers_in_the_readme_are_those_of_the_sample():
+def test_the_scores_on_the_pages_are_those_of_the_sample():
     sample = (ROOT / "examples" / "food-drive" / "README.md").read_text()
-    told = dict(re.findall(r"candidate=(\w+) .*mae=([\d.]+)", README))
+    shown = dict(re.findall(r"candidate=(\w+) .*mae=([\d.]+)", START))
+    listed = dict(re.findall(r"^ +\d  \w+ +(\w+) +([\d.]+) ", README, re.MULTILINE))
 
-    assert {"linear", "decision_tree", "random_forest", "gradient_boosting", "spline"} == set(told)
-    for candidate, mae in told.items():
-        assert re.search(rf"{candidate}.* {mae}\b", sample), candidate
+    assert {"linear", "decision_tree", "random_forest", "gradient_boosting", "spline"} == set(shown)
+    assert {"gradient_boosting", "spline"} == set(listed)
+    for candidate, mae in [*shown.items(), *listed.items()]:
+        assert re.search(rf"{candidate}.* {float(mae):.2f}\b", sample), candidate
 
 
-def test_the_readmes_python_runs_against_a_service(service):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_readmes_prediction_looks_as_shown(service):
+    command, shown = re.search(
+        r"^(python check_api.py .*)\n```\n\n```\n(INFO.*?)```", README, re.DOTALL | re.MULTILINE
+    ).groups()
+    typed = shlex.split(command.replace("5001", str(service.port)))
+    done = subprocess.run(
+        [sys.executable, *typed[1:]], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+
+    def hide(text):
+        return re.sub(r"\d+\.\d+", "NUMBER", re.sub(r"localhost:\d+", "localhost:PORT", text))
+
+    assert hide(shown) == hide(done.stdout + done.stderr)
+    assert str(NUMBER) in done.stdout + done.stderr
+
+
+def test_the_readmes_list_of_versions_looks_as_shown(trained):
+    header, *rows = re.search(r"gleaner models list\n```\n\n```\n(.*?)```", README, re.DOTALL)[1].splitlines()
+    done = gleaner("models", "list", folder=trained).stdout.splitlines()
+
+    assert header.split() == done[0].split()
+    assert [["1", "champion"], ["2", "challenger"]] == [row.split()[:2] for row in rows]
+    assert {len(row.split()) for row in rows} == {len(row.split()) for row in done[1:]}
+
+
+def test_the_first_pages_python_runs_against_a_service(service):
+    (code,) = re.findall(r"```python\n(.*?)```", START, re.DOTALL)
     names: dict = {}
 
     exec(code.replace("http://127.0.0.1:5001", service.url), names)
@@ -139,18 +187,18 @@ def test_the_readmes_python_runs_against_a_service(service):
 
 @pytest.fixture(scope="module")
 def service(trained, tmp_path_factory):
-    """The made model behind the food drive's own bounds, as docs/http.md shows them."""
+    """Serve the made model with the food drive's bounds, as in docs/http.md."""
     with serving(trained) as running:
         yield running
 
 
-def test_there_are_examples_of_every_door():
+def test_there_are_examples_of_every_format():
     assert len(PAIRS) == 8
     assert len(PROGRAMS) == 2
 
 
 @pytest.mark.parametrize(("asked", "answered"), PAIRS, ids=[asked.splitlines()[0] for asked, _ in PAIRS])
-def test_every_example_of_http_is_answered_as_shown(service, asked, answered):
+def test_every_example_of_http_gets_the_response_that_is_shown(service, asked, answered):
     head, body = asked.replace("food-drive", "made").split("\n\n", 1)
     method, path = head.splitlines()[0].split()
     headers = dict(line.split(": ") for line in head.splitlines()[1:])
@@ -177,7 +225,7 @@ def test_every_program_of_http_prints_what_is_shown(service, program, output):
 
 
 def plain(value):
-    """A value without what differs from run to run: ids, and the units that only the food drive has."""
+    """Return a value as text, without ids and the food drive's units."""
     text = re.sub(r"[0-9a-f]{10}-[0-9a-f]+", "ID", json.dumps(value))
     return re.sub(r"a number( of \w+)? from", "a number from", text)
 
@@ -197,7 +245,7 @@ def test_every_metric_has_its_row_and_every_row_its_metric(service, trained):
     assert documented == {name for name in exported if not name.startswith(("process_", "python_"))}
 
 
-def test_every_alert_has_its_section_for_who_is_woken_and_every_section_its_alert():
+def test_every_alert_has_its_section_and_every_section_its_alert():
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", ALERTS, re.MULTILINE | re.DOTALL))
     rules = make_alerts(load_settings(ROOT / "gleaner.toml"))
 
@@ -211,12 +259,12 @@ def test_every_alert_has_its_section_for_who_is_woken_and_every_section_its_aler
 
 
 def test_the_page_of_alerts_has_every_drill():
-    table = ALERTS.split("| drill | fault |")[1].split("\n\n")[0]
+    table = ALERTS.split("| drill | injected fault |")[1].split("\n\n")[0]
 
     assert set(DRILLS) == set(re.findall(r"^\| (\w+) \| [a-z]", table, re.MULTILINE))
 
 
-def test_the_page_of_alerts_speaks_of_settings_and_panels_that_there_are():
+def test_every_setting_and_panel_on_the_page_of_alerts_exists():
     panels = {
         panel["title"]
         for path in (ROOT / "deploy" / "grafana" / "dashboards").glob("*.json")
@@ -239,7 +287,7 @@ def test_every_setting_of_the_committed_file_is_a_known_one():
     assert set(json.loads(done.stdout)) == set(Settings.model_fields) - {"file"}
 
 
-def test_troubleshooting_has_every_name_of_the_old_guide_and_speaks_of_what_there_is():
+def test_troubleshooting_has_every_name_of_the_old_guide_and_only_settings_that_exist():
     old = "train.py train_regression.py predict_api.py RegressionMonitor ml-api model-training train-metrics"
     ports = "5000 5001 5002 8002 8003 8010 8012 8013 8020 9090 3000"
     for name in [*old.split(), *ports.split(), "docker rmi", "lsof -i", "kill -9"]:

@@ -1,4 +1,4 @@
-"""Log lines, made by real loggers on real streams."""
+"""Log lines of real loggers on real streams."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VALUES = TEXT | st.floats() | st.integers(-(2**70), 2**70) | st.none() | st.bool
 
 @pytest.fixture
 def package():
-    """The package's logger, given back as it was."""
+    """Yield the package's logger, and restore it afterwards."""
     logger = logging.getLogger("gleaner")
     kept = logger.handlers[:], logger.level, logger.propagate
     yield logger
@@ -37,7 +37,7 @@ def record(message: str, name: str = "gleaner.app", **fields: object) -> logging
 
 
 def caught(error: Exception) -> logging.LogRecord:
-    """A record of an exception with a traceback of its own."""
+    """Return the record of an exception with its traceback."""
     try:
         raise error
     except type(error):
@@ -50,7 +50,7 @@ def test_a_line_for_a_person_is_level_event_and_facts():
     assert "INFO - model loaded version=3 run_id=ab" == line
 
 
-def test_a_line_for_a_machine_is_one_object_with_the_same_facts():
+def test_a_line_for_a_program_is_one_object_with_the_same_facts():
     event = json.loads(JsonFormatter().format(record("model loaded", version=3, slots=["v1"], ready=True, none=None)))
 
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event.pop("time"))
@@ -70,7 +70,7 @@ def test_the_time_of_a_line_is_utc():
     assert "1970-01-01T00:00:00.250Z" == json.loads(line)["time"]
 
 
-def test_a_request_stands_in_every_line_logged_while_it_is_answered():
+def test_every_line_logged_during_a_request_has_its_id():
     token = request_id.set("abc-1")
     try:
         during = record("answered")
@@ -89,13 +89,13 @@ def test_a_line_break_in_a_fact_cannot_forge_a_second_line():
     assert r"INFO - refused path=/x\nERROR - all is lost\x1b[2J\u2028" == line
 
 
-def test_the_answer_that_check_shows_keeps_its_lines():
+def test_the_response_that_check_logs_keeps_its_lines():
     assert "INFO - Response:\n{}" == HumanFormatter().format(record("Response:\n{}", name="gleaner.check"))
 
 
 @properties
 @given(TEXT, st.dictionaries(st.from_regex("[a-z]{1,9}_x", fullmatch=True), VALUES, max_size=12))
-def test_whatever_is_logged_a_person_gets_one_printable_line_of_bounded_length(message, fields):
+def test_every_event_is_one_printable_line_of_bounded_length_for_a_person(message, fields):
     line = HumanFormatter().format(record(message.replace("%", ""), **fields))
 
     assert line.isprintable()
@@ -108,7 +108,7 @@ def refuse(name: str) -> None:
 
 @properties
 @given(TEXT, st.dictionaries(st.from_regex("[a-z]{1,9}_x", fullmatch=True), VALUES, max_size=12))
-def test_whatever_is_logged_a_machine_gets_one_line_of_strict_json_of_bounded_length(message, fields):
+def test_every_event_is_one_line_of_strict_json_of_bounded_length_for_a_program(message, fields):
     line = JsonFormatter().format(record(message.replace("%", ""), **fields))
 
     assert line.isprintable()
@@ -117,13 +117,13 @@ def test_whatever_is_logged_a_machine_gets_one_line_of_strict_json_of_bounded_le
     assert message.replace("%", "").startswith(event["event"])
 
 
-def test_a_number_that_json_has_no_word_for_is_told_as_text():
+def test_a_number_outside_json_is_written_as_text():
     event = json.loads(JsonFormatter().format(record("fitted", loss=float("nan"), r2=float("-inf"), mae=0.5)))
 
     assert ("nan", "-inf", 0.5) == (event["loss"], event["r2"], event["mae"])
 
 
-def test_of_a_long_exception_a_machine_gets_the_end():
+def test_a_long_traceback_keeps_its_end_for_a_program():
     line = JsonFormatter().format(caught(ValueError("x" * 9000 + " the cause")))
 
     assert json.loads(line)["exception"].endswith("x the cause")

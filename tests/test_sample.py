@@ -1,3 +1,5 @@
+"""The sample: its bytes, its errors, and the claims about it."""
+
 from __future__ import annotations
 
 import csv
@@ -9,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from gleaner.settings import load_settings
-from gleaner.tables import Table, read_table
+from gleaner.settings.load import load_settings
+from gleaner.table.csv import read_table
+from gleaner.table.tables import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "examples" / "food-drive"
@@ -53,12 +56,12 @@ def test_no_row_is_refused_and_none_is_lost(table):
     assert list(range(2, 452)) == list(table.lines)
 
 
-def test_the_minutes_are_taken_and_not_the_clock_times_beside_them(table):
+def test_the_minutes_are_read_and_not_the_clock_times_beside_them(table):
     assert "Time to Complete (min)" == table.taken["time_spent"]
     assert table.X[:, 0].max() <= 270
 
 
-def test_the_file_has_the_dirt_that_it_promises(make_routes):
+def test_the_file_has_the_errors_that_its_page_lists(make_routes):
     with ROUTES.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
 
@@ -73,19 +76,19 @@ def test_the_file_has_the_dirt_that_it_promises(make_routes):
     assert 12 == len({row["Assessed Value"] for row in rows})
 
 
-def test_training_points_at_the_typo_and_at_the_test_row(measured):
+def test_the_typo_and_the_test_row_are_suspects(measured):
     assert {measured.typo_line, measured.test_line} <= measured.suspects
     assert 555 == measured.table.y[measured.typo_line - 2]
     assert 451 == measured.test_line
 
 
-def test_everything_that_the_sample_promises_holds(make_routes, measured):
+def test_every_claim_about_the_sample_holds(make_routes, measured):
     wrong = [(what, wanted, got) for what, wanted, got, right in make_routes.claims(measured) if not right]
 
     assert [] == wrong
 
 
-def test_a_claim_that_does_not_hold_ends_in_1(make_routes, measured, monkeypatch, capsys):
+def test_a_claim_that_does_not_hold_exits_with_1(make_routes, measured, monkeypatch, capsys):
     monkeypatch.setattr(make_routes, "measure", lambda path: measured)
     monkeypatch.setattr(make_routes, "WANTED_R2", {"linear": 0.9})
     monkeypatch.setattr(sys, "argv", ["make_routes.py", "--check"])

@@ -1,4 +1,7 @@
-"""A BentoML service with one worker and adaptive batching, which its documents recommend for throughput."""
+"""A BentoML service with one worker and adaptive batching.
+
+Its documentation recommends this for throughput.
+"""
 
 import os
 
@@ -12,7 +15,7 @@ class Service:
     def __init__(self) -> None:
         self.model = joblib.load(os.environ["MODEL"])
 
-    # Rows of many requests are predicted together, and a request of 10,000 rows is not cut into pieces.
+    # One batch holds the rows of many requests, and a request of 10,000 rows stays whole.
     @bentoml.api(batchable=True, max_batch_size=10_000)
     def predict(self, rows: np.ndarray) -> np.ndarray:
         return self.model.predict(rows)

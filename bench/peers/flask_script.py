@@ -1,4 +1,4 @@
-"""The script that most people write: Flask, pandas and a joblib file, behind gunicorn."""
+"""The usual script: Flask, pandas and a joblib file, behind gunicorn."""
 
 import os
 

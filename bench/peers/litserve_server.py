@@ -1,4 +1,7 @@
-"""A LitServe server with one worker and batches of up to 16 requests, which its documents recommend for throughput."""
+"""A LitServe server: one worker, batches of up to 16 requests.
+
+Its documentation recommends this.
+"""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""A fitted estimator -> an MLflow model with a signature, as MLflow's documents recommend: MODEL.joblib FOLDER."""
+"""An MLflow model with a signature, as MLflow's documentation recommends: MODEL.joblib FOLDER."""
 
 import sys
 

@@ -1,12 +1,12 @@
-"""`gleaner`, and `python -m gleaner`: Ctrl-C while it is being loaded ends it as quietly as at any other moment."""
+"""The entry of `gleaner` and of `python -m gleaner`."""
 
 import sys
 
 
 def main() -> None:
-    """Run a command."""
+    """Run a command; Ctrl-C during the import exits with 130."""
     try:
-        from gleaner.cli import main
+        from gleaner.cli.main import main
     except KeyboardInterrupt:
         sys.exit(130)
     main()

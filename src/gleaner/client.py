@@ -1,4 +1,7 @@
-"""Ask a running server: `Client` for a program, numpy in and out; `check` for a person, who sees the wire."""
+"""The Python client of a running service.
+
+`Client` takes and returns numpy arrays; `check` sends one request and logs all of it for a person.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ import logging
 import math
 import random
 import secrets
+import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 import httpx
@@ -20,23 +23,28 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gleaner.errors import BadValue, GleanerError, Refused, Unreachable
-from gleaner.schema import Array
+from gleaner.errors import BadValue, GleanerError, Refused, Unreachable, wanted
+from gleaner.redaction import hide_userinfo
+from gleaner.table.numbers import Array
+
+__all__ = ["Client", "Predictions", "Rejected", "check"]
 
 log = logging.getLogger("gleaner.check")
 
 Row = Mapping[str, object]
+Rows = Row | Sequence[Row] | NDArray[Any]
 
-# "Not now": too many requests, no model yet; and a gateway's words for a server that did not answer it.
+# Too many requests, no model yet, and a gateway whose server did not respond: each may pass within seconds.
 _AGAIN = frozenset({429, 502, 503, 504})
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.1, 2.0
 
 
 class Rejected(GleanerError):
-    """A request that the server answered with a problem.
+    """A refused request, or a response without predictions.
 
-    status: HTTP's. faults: what is wrong with which row (from 0, of all that were asked for) and column, where the
-    problem names them. request_id: under which the service's log has it, if a `Client` asked.
+    status: the HTTP status.
+    faults: the faults that the response names, each with its row, from 0, in the whole table.
+    request_id: the id of the request in the service's log, if a `Client` sent the request.
     """
 
     def __init__(self, status: int, message: str, faults: Sequence[BadValue] = (), request_id: str = "") -> None:
@@ -46,10 +54,11 @@ class Rejected(GleanerError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """Predictions with what `detail` adds, each for n rows.
+    """The predictions for n rows, with their versions and ids.
 
-    values: shape (n,), in the target's unit. versions: shape (n,), the version that answered; two of them where an
-    alias was moved between two parts of a large table. ids: by which to tell later what really happened.
+    values: (n,) predictions, in the target's unit.
+    versions: (n,) the version that predicted each row; an alias may move between two parts of a large table.
+    ids: n ids, one per prediction.
     """
 
     values: Array
@@ -57,50 +66,62 @@ class Predictions:
     ids: tuple[str, ...]
 
 
-class _Answer(msgspec.Struct):
+class _Response(msgspec.Struct):
     prediction: list[float]
     version: list[int] = []
     prediction_id: list[str] = []
 
 
 class Client:
-    """The predictions of a running service, over kept connections and for any number of threads.
+    """A client of one service, for any number of threads.
 
-    Used as a context, or ended by `close`.
+    Use it in a `with` block, or call `close`. The client sends a request again, with the same X-Request-Id, if no
+    response comes or its status is 429, 502, 503 or 504: predicting a row twice does no harm. Before each try it
+    waits for the time of `Retry-After`, plus a random time whose bound doubles with every try.
 
-    url: where the service is, such as "http://127.0.0.1:5001".
-    timeout_seconds: the longest wait for a connection, and for each next piece of an answer.
-    retry_seconds: how long after a request's first try another may begin. What is not answered, or is answered with
-    429, 502, 503 or 504, is sent again under the same X-Request-Id: to ask for a prediction twice does no harm. The
-    wait is the answer's `Retry-After`, and some time by chance that doubles with every try.
-    max_rows, max_body_bytes: what the service takes in one request; a larger table is sent in parts, one by one.
+    url: the address of the service, such as "http://127.0.0.1:5001".
+    key: the API key, for a service that asks for one.
+    timeout_seconds: the longest wait for a connection, and for each next piece of a response.
+    retry_seconds: the time after the first try in which another try may begin.
+    max_rows: the most rows of one request; the client sends a larger table in parts, one after the other.
+    max_body_bytes: the most bytes of one request.
     """
 
     def __init__(
         self,
         url: str,
         *,
+        key: str | None = None,
         timeout_seconds: float = 10.0,
         retry_seconds: float = 10.0,
         max_rows: int = 10_000,
         max_body_bytes: int = 1_000_000,
     ) -> None:
         self.url, self.retry_seconds = url.rstrip("/"), retry_seconds
+        self._shown = hide_userinfo(self.url)
         self.max_rows, self.max_body_bytes = max_rows, max_body_bytes
         self._columns: dict[str, tuple[str, ...]] = {}
         try:
             where = httpx.URL(self.url)
             if where.scheme not in {"http", "https"} or not where.host:
-                raise httpx.InvalidURL("no host, or neither http nor https")
+                raise httpx.InvalidURL("wanted http:// or https:// and a host")
         except httpx.InvalidURL as e:
-            raise Refused(f"{url!r} is no address of a service, such as http://127.0.0.1:5001: {e}") from e
-        # Not trust_env: a proxy for the internet is not on the way to one's own service.
-        self._http = httpx.Client(timeout=httpx.Timeout(timeout_seconds), trust_env=False)
+            # The words of httpx may repeat a piece of a password.
+            why = "" if "@" in url else f": {e}"
+            shown = hide_userinfo(url)
+            raise Refused(f"{shown!r} is not the address of a service, such as http://127.0.0.1:5001{why}") from None
+        # Not trust_env: a proxy for the internet does not lead to a service of one's own network.
+        self._http = httpx.Client(
+            headers=_authorize(key),
+            timeout=httpx.Timeout(timeout_seconds),
+            trust_env=False,
+            verify=_verify(self.url),
+        )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -109,67 +130,56 @@ class Client:
 
     @overload
     def predict(
-        self,
-        rows: Row | Sequence[Row] | NDArray[Any],
-        *,
-        slot: str = "v1",
-        columns: Sequence[str] | None = None,
-        detail: Literal[False] = False,
+        self, rows: Rows, *, slot: str = "v1", columns: Sequence[str] | None = None, detail: Literal[False] = False
     ) -> Array: ...
 
     @overload
     def predict(
-        self,
-        rows: Row | Sequence[Row] | NDArray[Any],
-        *,
-        slot: str = "v1",
-        columns: Sequence[str] | None = None,
-        detail: Literal[True],
+        self, rows: Rows, *, slot: str = "v1", columns: Sequence[str] | None = None, detail: Literal[True]
     ) -> Predictions: ...
 
     def predict(
-        self,
-        rows: Row | Sequence[Row] | NDArray[Any],
-        *,
-        slot: str = "v1",
-        columns: Sequence[str] | None = None,
-        detail: bool = False,
+        self, rows: Rows, *, slot: str = "v1", columns: Sequence[str] | None = None, detail: bool = False
     ) -> Array | Predictions:
-        """Predictions, shape (n,), to the very bit that the service computed.
+        """Return the service's predictions, shape (n,), exact to the last bit.
 
-        rows: a mapping by feature, a sequence of them, or an array of numbers, shape (n, k).
-        columns: the k features of an array, in the order of its columns; else the order is the service's own, which
-        is asked for once. A category needs mappings.
-        detail: give Predictions, which has the version and an id for each row, too.
-        Raises BadValue for a number that is not finite, before anything is sent; Rejected if the service refuses,
-        and Unreachable if it does not answer. A table that is sent in parts is predicted whole or not at all.
+        rows: a mapping by feature, a sequence of mappings, or an array of numbers, shape (n, k).
+        slot: the slot whose version predicts.
+        columns: the k features of an array, in its order; by default the service's own order, which the client
+        requests once. Rows with a category have to be mappings.
+        detail: whether to return Predictions, with a version and an id for each row.
+        Raises BadValue for a number that is not finite, before any request; Rejected if the service refuses a
+        row, and Unreachable if it does not respond. A table in parts is predicted whole or not at all.
         """
         if isinstance(rows, np.ndarray) and columns is None:
             columns = self.columns(slot)
         parts = list(self._parts(list(_encoded(rows, columns))))
-        answers = [self._ask(slot, detail, start, part) for start, part in parts]
-        values = np.array([value for answer in answers for value in answer.prediction], dtype=np.float64)
+        responses = [self._ask(slot, detail, start, part) for start, part in parts]
+        values = np.array([value for response in responses for value in response.prediction], dtype=np.float64)
         if not detail:
             return values
-        versions = np.array([version for answer in answers for version in answer.version], dtype=np.int64)
-        return Predictions(values, versions, tuple(id_ for answer in answers for id_ in answer.prediction_id))
+        versions = np.array([version for response in responses for version in response.version], dtype=np.int64)
+        return Predictions(values, versions, tuple(id_ for response in responses for id_ in response.prediction_id))
 
     def columns(self, slot: str = "v1") -> tuple[str, ...]:
-        """The features of the version in a slot, in its order: what the service says when first asked.
+        """Return the features of a slot's version, in its order.
 
-        Raises Unreachable if it does not answer, Rejected if it has no version there.
+        Only the first call sends a request.
+        Raises Unreachable if the service does not respond, Rejected for a slot without a version.
         """
         if slot not in self._columns:
             response = self._send("GET", "/openapi.json", secrets.token_hex(8))
             try:
                 names = response.json()["components"]["schemas"][f"Row_{slot}"]["required"]
             except (ValueError, LookupError, TypeError) as e:
-                raise Rejected(200, f"{response.url} does not name the columns of {slot!r}; say columns=[...]") from e
+                raise Rejected(
+                    200, f"{_address(response)} does not name the columns of {slot!r}; pass columns=[...]"
+                ) from e
             self._columns[slot] = tuple(map(str, names))
         return self._columns[slot]
 
     def _parts(self, rows: list[bytes]) -> Iterator[tuple[int, list[bytes]]]:
-        """(number of the first row, rows) of each request, within what the service takes in one."""
+        """Yield (the position of the first row, the rows) of each request."""
         start, size = 0, 1
         for i, row in enumerate(rows):
             if i > start and (i - start == self.max_rows or size + len(row) + 1 > self.max_body_bytes):
@@ -179,18 +189,18 @@ class Client:
         if rows:
             yield start, rows[start:]
 
-    def _ask(self, slot: str, detail: bool, start: int, rows: list[bytes]) -> _Answer:
-        """The answer to one request."""
+    def _ask(self, slot: str, detail: bool, start: int, rows: list[bytes]) -> _Response:
         path, id_ = f"/{slot}/predict{'?detail=true' * detail}", secrets.token_hex(8)
         response = self._send("POST", path, id_, b"[" + b",".join(rows) + b"]", start)
-        return _read_answer(response, len(rows), detail, id_)
+        return _read_response(response, len(rows), detail, id_)
 
     def _send(self, method: str, path: str, id_: str, body: bytes = b"", start: int = 0) -> httpx.Response:
-        """The response of status 200 to a request, which is sent until there is one or the time is up.
+        """Send a request, and send it again while that may help.
 
-        start: the number of its first row, of all that were asked for.
+        Returns a response of status 200, or raises the last error when the time for retries is up.
+        start: the position of the first row of the request in the whole table.
         """
-        url, headers = f"{self.url}{path}", {"X-Request-Id": id_}
+        url, shown, headers = f"{self.url}{path}", f"{self._shown}{path}", {"X-Request-Id": id_}
         if body:
             headers["Content-Type"] = "application/json"
         end, tries = time.monotonic() + self.retry_seconds, 0
@@ -201,10 +211,12 @@ class Client:
             try:
                 response = self._http.request(method, url, content=body, headers=headers)
             except httpx.DecodingError as e:
-                raise Rejected(200, f"{url} answered what cannot be decoded: {e}", request_id=id_) from e
+                raise Rejected(200, f"{shown} sent a response that cannot be decoded: {e}", request_id=id_) from e
             except httpx.HTTPError as e:
                 reason = str(e) or type(e).__name__
-                failure = Unreachable(f"no answer from {url} (tries: {tries}): {reason}; is `gleaner serve` running?")
+                failure = Unreachable(
+                    f"no response from {shown} (tries: {tries}): {reason}; is `gleaner serve` running?"
+                )
                 failure.__cause__ = e
             else:
                 if response.status_code == 200:
@@ -218,28 +230,29 @@ class Client:
             time.sleep(wait)
 
 
-def _encoded(rows: Row | Sequence[Row] | NDArray[Any], columns: Sequence[str] | None) -> Iterator[bytes]:
-    """Each row as a JSON object. Raises BadValue for a number that JSON has no word for."""
+def _encoded(rows: Rows, columns: Sequence[str] | None) -> Iterator[bytes]:
+    """Yield each row as a JSON object. Raises Refused, BadValue."""
     if isinstance(rows, np.ndarray):
         yield from map(msgspec.json.encode, _named(rows, columns or ()))
         return
     if columns is not None:
-        raise Refused("columns are the names of an array's columns; a mapping has its own")
+        raise Refused("`columns` names the columns of an array; leave it out for mappings")
     for i, row in enumerate([rows] if isinstance(rows, Mapping) else rows):
         if not isinstance(row, Mapping):
-            raise Refused(f"row {i}: wanted a mapping by feature, or all rows as a numpy array; got {type(row)}")
+            right = "a mapping by feature, or all rows as one numpy array"
+            raise Refused(f"row {i}: {wanted(right, type(row).__name__)}")
         plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in row.items()}
         for key, value in plain.items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise BadValue("row", i, str(key), f"wanted a finite number, got {value}")
+                raise BadValue("row", i, str(key), wanted("a finite number", str(value)))
         try:
             yield msgspec.json.encode(plain)
-        except (TypeError, ValueError, OverflowError) as e:  # half a character, too
+        except (TypeError, ValueError, OverflowError) as e:  # also for half of a surrogate pair
             raise BadValue("row", i, _unwritable(plain), f"cannot be written as JSON: {e}") from e
 
 
 def _unwritable(row: Row) -> str:
-    """The first column of a row whose value, or name, JSON has no word for."""
+    """Return the first column of a row that JSON cannot hold."""
     for key, value in row.items():
         try:
             msgspec.json.encode({key: value})
@@ -249,52 +262,63 @@ def _unwritable(row: Row) -> str:
 
 
 def _named(X: NDArray[Any], columns: Sequence[str]) -> Iterator[dict[str, float]]:
-    """The rows of an array under the names of their columns."""
+    """Yield the rows of an array as mappings. Raises Refused, BadValue."""
     if X.ndim != 2 or X.shape[1] != len(columns) or len(set(columns)) != len(columns):
-        raise Refused(f"wanted an array of shape (n, {len(columns)}) for {', '.join(columns)}; got {X.shape}")
+        raise Refused(wanted(f"an array of shape (n, {len(columns)}) for {', '.join(columns)}", str(X.shape)))
     if X.dtype.kind not in "iuf":
-        raise Refused(f"wanted an array of numbers, got one of {X.dtype}")
-    if X.dtype.kind == "f":  # whole numbers stay whole, as a column of them wants
+        raise Refused(wanted("an array of numbers", f"one of {X.dtype}"))
+    if X.dtype.kind == "f":  # integers stay integers
         X = X.astype(np.float64)
     wrong = np.argwhere(~np.isfinite(X))
     if len(wrong):
         i, j = map(int, wrong[0])
-        raise BadValue("row", i, columns[j], f"wanted a finite number, got {X[i, j]}")
+        raise BadValue("row", i, columns[j], wanted("a finite number", str(X[i, j])))
     return (dict(zip(columns, row, strict=True)) for row in X.tolist())
 
 
-def _read_answer(response: httpx.Response, rows: int, detail: bool, id_: str) -> _Answer:
+def _address(response: httpx.Response) -> str:
+    return hide_userinfo(str(response.url))
+
+
+def _read_response(response: httpx.Response, rows: int, detail: bool, id_: str) -> _Response:
     try:
-        answer = msgspec.json.decode(response.content, type=_Answer)
+        read = msgspec.json.decode(response.content, type=_Response)
     except (msgspec.MsgspecError, UnicodeDecodeError) as e:
-        reason = f"{response.url} answered something that is no prediction: {e}; is it Gleaner's?"
+        reason = f"{_address(response)} sent a response without predictions: {e}; is Gleaner serving there?"
         raise Rejected(200, reason, request_id=id_) from e
-    counts = {len(answer.prediction), *((len(answer.version), len(answer.prediction_id)) if detail else ())}
+    counts = {len(read.prediction), *((len(read.version), len(read.prediction_id)) if detail else ())}
     if counts != {rows}:
         found = " and ".join(map(str, sorted(counts)))
-        raise Rejected(200, f"{response.url} answered {found} numbers to {rows} row{'s' * (rows > 1)}", request_id=id_)
-    return answer
+        reason = f"{_address(response)} sent {found} predictions for {rows} row{'s' * (rows > 1)}"
+        raise Rejected(200, reason, request_id=id_)
+    return read
 
 
 def _rejection(response: httpx.Response, start: int, id_: str) -> Rejected:
-    """What was answered instead of predictions; `start` is the number of the request's first row."""
+    """Return the error for a response other than 200.
+
+    start: the position of the first row of the request in the whole table.
+    """
     try:
-        answer = json.loads(response.content)
+        problem = json.loads(response.content)
     except (ValueError, RecursionError):
-        answer = None
+        problem = None
     faults = []
-    for pointer, detail in _errors(answer):
+    for pointer, detail in _errors(problem):
         row, _, column = pointer.removeprefix("/").partition("/")
         if row.isdecimal():
             column = column.replace("~1", "/").replace("~0", "~")
             faults.append(BadValue("row", start + int(row), column, detail))
     more = f"; and {len(faults) - 1} more fault{'s' * (len(faults) > 2)}" if len(faults) > 1 else ""
-    reason = f"{faults[0]}{more}" if faults else _reason(answer)
+    reason = f"{faults[0]}{more}" if faults else _reason(problem)
     return Rejected(response.status_code, f"{response.status_code}: {reason}", faults, id_)
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """The seconds to wait before the next try, if the answer says so: a number of them, or a date."""
+    """Return the seconds until the time of `Retry-After`; else 0.
+
+    The header has a number of seconds or a date.
+    """
     text = response.headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdecimal():
         return float(text)
@@ -307,42 +331,69 @@ def _retry_after(response: httpx.Response) -> float:
     return max(0.0, (when - dt.datetime.now(dt.UTC)).total_seconds())
 
 
-def check(
-    data: object, *, host: str, port: int, slot: str = "v1", timeout_seconds: float = 10.0
-) -> Mapping[str, object]:
-    """Send one object, or a list of them, and log the request, the status and the answer; gives the answer.
+def _verify(url: str) -> ssl.SSLContext | bool:
+    """Return the authorities for a URL: the system's, or those in SSL_CERT_FILE."""
+    return ssl.create_default_context() if url.startswith("https://") else True
 
-    Raises Unreachable if nothing answers, Rejected if the answer is a problem.
+
+def _authorize(key: str | None) -> dict[str, str]:
+    """Return the header with an API key, if there is one.
+
+    Raises Refused for a key that no header can hold.
     """
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/{slot}/predict"
+    if key is None:
+        return {}
+    if not (key.isascii() and key.isprintable()):
+        raise Refused("the API key has other characters than printable ASCII; copy it again")
+    return {"Authorization": f"Bearer {key.strip()}"}
+
+
+def check(
+    data: object,
+    *,
+    host: str,
+    port: int,
+    slot: str = "v1",
+    key: str | None = None,
+    tls: bool = False,
+    timeout_seconds: float = 10.0,
+) -> Mapping[str, object]:
+    """Send one object or a list of objects, and log everything.
+
+    The log has the request, the status and the response, and never the key.
+    Returns the response. Raises Unreachable if no response comes, Rejected for a problem.
+    """
+    url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/{slot}/predict"
     log.info("Sending request to %s with data: %s", url, data)
     try:
-        # Not `json=data`, which raises for NaN: what is wrong with the data is the server's to say.
-        headers = {"Content-Type": "application/json"}
-        response = httpx.post(url, content=json.dumps(data), headers=headers, timeout=timeout_seconds, trust_env=False)
+        # Not `json=data`, which raises for NaN: the service finds the faults in the data.
+        headers = {"Content-Type": "application/json", **_authorize(key)}
+        more: dict[str, Any] = {"timeout": timeout_seconds, "trust_env": False, "verify": _verify(url)}
+        response = httpx.post(url, content=json.dumps(data), headers=headers, **more)
     except (httpx.HTTPError, httpx.InvalidURL) as e:
-        raise Unreachable(f"nothing answers at {url}: {e}; is `gleaner serve` running?") from e
+        raise Unreachable(f"no response from {url}: {e}; is `gleaner serve` running?") from e
     log.info("Status code: %s", response.status_code)
     try:
-        answer = response.json()
+        content = response.json()
     except ValueError as e:
-        raise Rejected(response.status_code, f"{url} answered something that is not JSON; is it Gleaner's?") from e
-    log.info("Response:\n%s", json.dumps(answer, indent=2, ensure_ascii=False))
-    if response.status_code != 200 or not isinstance(answer, dict):
-        raise Rejected(response.status_code, _reason(answer))
-    return answer
+        reason = f"{url} sent a response that is not JSON; is Gleaner serving there?"
+        raise Rejected(response.status_code, reason) from e
+    log.info("Response:\n%s", json.dumps(content, indent=2, ensure_ascii=False))
+    if response.status_code != 200 or not isinstance(content, dict):
+        raise Rejected(response.status_code, _reason(content))
+    return content
 
 
-def _reason(answer: object) -> str:
-    """A problem document in one line."""
-    if not isinstance(answer, dict):
-        return "the answer is not an object"
-    named = "; ".join(f"{pointer}: {detail}" for pointer, detail in _errors(answer))
-    return named or str(answer.get("detail") or answer.get("title") or "refused")
+def _reason(problem: object) -> str:
+    """Return a problem document in one line."""
+    if not isinstance(problem, dict):
+        return "the response is not a JSON object"
+    named = "; ".join(f"{pointer}: {detail}" for pointer, detail in _errors(problem))
+    return named or str(problem.get("detail") or problem.get("title") or "refused")
 
 
-def _errors(answer: object) -> list[tuple[str, str]]:
-    """The (pointer, detail) pairs of a problem document."""
-    errors = answer.get("errors") if isinstance(answer, dict) else None
+def _errors(problem: object) -> list[tuple[str, str]]:
+    """Return the (pointer, detail) pairs of a problem document."""
+    errors = problem.get("errors") if isinstance(problem, dict) else None
     faults = errors if isinstance(errors, list) else []
     return [(str(fault.get("pointer")), str(fault.get("detail"))) for fault in faults if isinstance(fault, dict)]

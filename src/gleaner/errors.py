@@ -1,15 +1,26 @@
-"""What the user can fix: one tree of errors, each saying where, what was wrong and what would be right."""
+"""Errors that the user can fix, in one tree rooted in `GleanerError`.
+
+Each message says where, what was wrong and what would be right; the parts are attributes of the exception.
+"""
 
 from __future__ import annotations
 
 import difflib
+import re
+import shlex
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, requires
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+DISTRIBUTION = "gleaner-tabular"  # `gleaner` on PyPI is another project, a web scraper
+
 
 class GleanerError(Exception):
-    """Something the user can fix; the message is all they need to read."""
+    """An error that the user can fix with the message alone."""
 
 
 class BadSetting(GleanerError):
@@ -20,15 +31,18 @@ class BadSetting(GleanerError):
         self.source, self.key, self.reason = source, key, reason
 
 
+# The number of faults of a table that are named; the others are only counted.
 NAMED_FAULTS = 100
-"""How many faults of a table are told; the others are counted."""
 
 
 class Fault(NamedTuple):
-    """What is wrong with a cell, or with a member of a JSON object. A table can have a million, so it is small.
+    """A wrong cell of a table, or a wrong JSON member.
 
-    place, number: what counts the rows ("line" of a file from 1, "row" of a body from 0), and which one.
-    reason: what would be right, and what was there.
+    A table can have a million faults, so each is a small tuple.
+    place: "line" (of a file) or "row" (of a body).
+    number: which line, from 1, or which row, from 0.
+    column: the feature's name, or the name that was sent.
+    reason: what would be right, and what was there; `wanted` puts both together.
     """
 
     place: str
@@ -41,7 +55,7 @@ class Fault(NamedTuple):
 
 
 class BadValue(GleanerError):
-    """A fault that ends everything; its parts are those of `Fault`."""
+    """A fault that ends the whole request, with its parts."""
 
     def __init__(self, place: str, number: int, column: str, reason: str) -> None:
         super().__init__(str(Fault(place, number, column, reason)))
@@ -49,11 +63,10 @@ class BadValue(GleanerError):
 
 
 class BadTable(GleanerError):
-    """A file that cannot be read as a table with the declared columns."""
+    """A file that is not a table with the declared columns."""
 
     def __init__(self, path: Path | str, reason: str, *, line: int | None = None) -> None:
-        where = f"{path}, line {line}" if line is not None else f"{path}"
-        super().__init__(f"{where}: {reason}")
+        super().__init__(f"{path}{'' if line is None else f', line {line}'}: {reason}")
         self.path, self.reason, self.line = path, reason, line
 
 
@@ -66,9 +79,11 @@ class Unwritable(GleanerError):
 
 
 class BadArtifact(GleanerError):
-    """An artifact that must not be served. `reason` is one of `artifact.REASONS`, fit for a metric's label.
+    """An artifact that must not be served.
 
-    transient: whether a machine with too much to do may be the reason, so that it is worth another try.
+    reason: one of `manifest.REASONS`, and the value of a metric's label.
+    detail: what is wrong, in words.
+    transient: whether an overloaded machine or a damaged transfer may be the cause, so that another try makes sense.
     """
 
     def __init__(self, folder: Path | str, reason: str, detail: str, *, transient: bool = False) -> None:
@@ -77,21 +92,31 @@ class BadArtifact(GleanerError):
 
 
 class BadStore(GleanerError):
-    """A store that does not hold what was asked of it, or that something else has written into."""
+    """A store without the requested version, or changed by another program."""
+
+
+class BadBackup(GleanerError):
+    """A backup that cannot be restored."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
 
 
 class BadTraining(GleanerError):
-    """A training that cannot be run as asked."""
+    """A training that is impossible with these settings or this table."""
 
 
 class BadBody(GleanerError):
-    """A request's body that is not what it says it is: not JSON, or JSON with a hidden trap."""
+    """A body that cannot be read in its own format."""
 
 
 class BadRows(GleanerError):
-    """A body that can be read, with wrong values; one entry per fault.
+    """A body that can be read, but has wrong values.
 
-    faults: (JSON pointer, what is wrong) pairs. lines: the line of each, where the body has lines.
+    faults: (JSON pointer, reason) pairs, one per fault.
+    unnamed: the number of faults beyond these.
+    lines: the line of each fault in the body, None for a body without lines.
     """
 
     def __init__(
@@ -102,7 +127,7 @@ class BadRows(GleanerError):
         self.faults, self.unnamed, self.lines = faults, unnamed, lines or [None] * len(faults)
 
     def entries(self) -> list[dict[str, object]]:
-        """One object per fault, as answers show them."""
+        """Return one JSON object per fault, as responses show them."""
         return [
             {"pointer": pointer, "detail": detail, **({} if line is None else {"line": line})}
             for (pointer, detail), line in zip(self.faults, self.lines, strict=True)
@@ -110,55 +135,145 @@ class BadRows(GleanerError):
 
 
 class TooLarge(GleanerError):
-    """A body with more bytes or rows than the service takes in one request."""
+    """A body with more bytes or rows than one request may have."""
+
+
+class HeadTooLarge(GleanerError):
+    """A request with more bytes of headers than the server reads."""
+
+
+class Abandoned(GleanerError):
+    """A request whose client has hung up."""
+
+
+class TooSlow(GleanerError):
+    """A request whose bytes came too slowly."""
+
+
+class Unauthorized(GleanerError):
+    """A request without a key that is accepted.
+
+    delay: the seconds that its response waits.
+    """
+
+    def __init__(self, detail: str, delay: float = 0.0) -> None:
+        super().__init__(detail)
+        self.delay = delay
+
+
+class Forbidden(Unauthorized):
+    """A request that its key or its origin does not allow."""
+
+
+class Misdirected(GleanerError):
+    """A request that names another server."""
+
+
+class BadCertificate(GleanerError):
+    """Files of a certificate and its key that cannot be used."""
+
+
+class BadKeys(GleanerError):
+    """A file of API keys that cannot be used or changed."""
 
 
 class WrongType(GleanerError):
-    """A body in a media type or an encoding that the route does not read."""
+    """A body in a media type or encoding that is not read."""
 
 
 class Overloaded(GleanerError):
-    """As much work is in flight as the service takes; the same request may be sent again in a moment."""
+    """A request beyond the service's limits, to be sent again later."""
 
 
 class NoModel(GleanerError):
-    """Nothing to answer with yet."""
+    """A request for a prediction before any model is loaded."""
+
+
+# The command of one of Gleaner's own processes, or of a program with files in the folder of its state.
+_OWN = re.compile(r"-m gleaner |/bin/gleaner |/\.gleaner/")
 
 
 class PortTaken(GleanerError):
-    """A port that another process listens on."""
+    """A port on which another process listens already."""
 
     def __init__(self, host: str, port: int, setting: str, holder: str) -> None:
-        super().__init__(
-            f"port {port} on {host} is taken by {holder}; stop it, or set {setting} in gleaner.toml "
-            f"(or {environment_name(setting)}) to another port"
-        )
+        # A killed service of `gleaner up` restarts.
+        stop = "stop it (with `gleaner down`, if `gleaner up` runs it)" if _OWN.search(holder) else "stop it"
+        move = f"set {setting} in gleaner.toml (or {environment_name(setting)}) to another port"
+        super().__init__(f"port {port} on {host} is taken by {holder}; {stop}, or {move}")
         self.host, self.port, self.setting, self.holder = host, port, setting, holder
 
 
+class CannotListen(GleanerError):
+    """An address or port that this process cannot listen on.
+
+    No other process holds it.
+
+    at: the address and port.
+    reason: the system's own words.
+    fix: the change that helps.
+    """
+
+    def __init__(self, at: str, reason: str, fix: str) -> None:
+        super().__init__(f"cannot listen on {at}: {reason}; {fix}")
+        self.at, self.reason, self.fix = at, reason, fix
+
+
 class Refused(GleanerError):
-    """An action that is not safe as asked; the message says which way is."""
+    """An unsafe action; the message names a safe one."""
 
 
 class Unreachable(GleanerError):
-    """A server that did not answer."""
+    """A server that does not respond."""
 
 
 class MissingExtra(GleanerError):
     """An optional part that is not installed."""
 
     def __init__(self, extra: str, module: str | None) -> None:
-        super().__init__(f"{module or 'a part'} is not installed, which this needs: pip install 'gleaner[{extra}]'")
+        fix = f"to install the extra {extra!r}: {explain_install(extra)}"
+        super().__init__(f"{module or 'a part'} is not installed; {fix}")
         self.extra, self.module = extra, module
 
 
+def explain_install(extra: str) -> str:
+    """Return the command that installs an extra's requirements for the running Python.
+
+    The requirements are named, not the extra: that works in a clone, from a wheel file, and before a release.
+    """
+    try:
+        lines = (line.replace('"', "'").partition(";") for line in requires(DISTRIBUTION) or ())
+    except PackageNotFoundError:  # run from src/ alone
+        return f"install {DISTRIBUTION} first, from a clone: make venv"
+    wanted = [requirement.strip() for requirement, _, marker in lines if f"extra == {extra!r}" in marker]
+    python = "python" if shutil.which("python") == sys.executable else sys.executable
+    if find_spec("pip"):
+        command = [python, "-m", "pip", "install"]
+    elif shutil.which("uv"):
+        command = ["uv", "pip", "install", "--python", python]
+    else:
+        # The images: an extra is chosen when one is built.
+        part = "serve" if extra == "signing" else extra  # every image has `signing`
+        return f"docker build --build-arg PART={part} --file deploy/Dockerfile . (in a clone; no pip or uv here)"
+    return shlex.join([*command, *wanted])
+
+
 def environment_name(setting: str) -> str:
-    """The environment variable of a setting, such as `GLEANER_PORTS__ML_APP` for `ports.ml_app`."""
+    """Return the environment variable of a setting: `GLEANER_PORTS__ML_APP` for `ports.ml_app`."""
     return "GLEANER_" + setting.upper().replace(".", "__")
 
 
+def wanted(right: str, got: str) -> str:
+    """Return `wanted X, got Y`, the reason of a refusal.
+
+    right: what would be right, in words.
+    got: what was there, as `schema.show` writes a value.
+    """
+    return f"wanted {right}, got {got}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest known name, or the known names where none is close."""
+    """Return `; did you mean 'x'?`, or the known names."""
     known = list(known)
     close = difflib.get_close_matches(name[:60].lower(), [k.lower() for k in known], n=1, cutoff=0.6)
     for k in known:

@@ -1,4 +1,7 @@
-"""The way of the scripts at the root and under `src/` into the project's `.venv`; nothing but the standard library."""
+"""The start of the scripts in the clone, under its `.venv`.
+
+It uses only the standard library, because it runs before `.venv` exists.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,28 @@ from pathlib import Path
 
 
 def enter_venv(root: Path) -> None:
-    """Go on under `root/.venv` if this Python lacks what the service needs; make it first if it is not there.
+    """Restart the script under `root/.venv` if this Python lacks httptools.
 
-    Replaces the process, so it returns only where nothing has to be done.
+    The virtual environment is made first if it is missing. The process is replaced, so this returns only if nothing
+    had to be done.
     """
     python = root / ".venv" / "bin" / "python"
-    if Path(sys.prefix) == python.parents[1] or importlib.util.find_spec("granian"):
+    if Path(sys.prefix) == python.parents[1] or importlib.util.find_spec("httptools"):
         return
     if not python.exists():
-        print("making .venv, once; this takes a minute", file=sys.stderr)  # noqa: T201
+        print("making .venv, which happens once and takes about a minute", file=sys.stderr)  # noqa: T201
         if subprocess.run(["make", "--silent", "venv"], cwd=root, check=False).returncode:
-            sys.exit("error: .venv could not be made; `make venv` says why")
+            sys.exit("error: .venv could not be made; see the output above, or run `make venv` again")
     os.execv(python, [str(python), *sys.argv])
 
 
 def run(root: Path, command: list[str]) -> None:
-    """Run a command of `gleaner` with the settings of `root`, unless there are some in this folder."""
+    """Run a command of `gleaner`.
+
+    The settings are those of this folder, or else those of `root`.
+    """
     enter_venv(root)
-    from gleaner.cli import main
+    from gleaner.cli.main import main
 
     config = [] if Path("gleaner.toml").exists() else ["--config", str(root / "gleaner.toml")]
     main([*config, *command])

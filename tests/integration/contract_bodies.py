@@ -1,10 +1,11 @@
-"""What schemathesis cannot make of a contract: bodies of CSV and of Arrow for the made table, columns of one length."""
+"""Bodies that schemathesis cannot make: CSV, Arrow, columns of one length."""
 
 import numpy as np
 import schemathesis
 from hypothesis import strategies as st
 
-from gleaner.arrow import ARROW, write_stream
+from gleaner.table.arrow.format import ARROW
+from gleaner.table.arrow.writer import write_stream
 
 NAMES = ("time_spent", "doors_in_route", "assessed_value")
 ROWS = st.lists(st.tuples(st.integers(0, 1440), st.integers(0, 10_000), st.integers(0, 10**9)), min_size=1)
@@ -29,7 +30,7 @@ def as_it_is(context, value):
 
 @schemathesis.hook
 def filter_case(context, case):
-    """Columns are of one length, which a schema cannot say."""
+    """Keep only columns of one length, which a schema cannot require."""
     columns = case.body.get("inputs") if isinstance(case.body, dict) else None
     lists = [values for values in columns.values() if isinstance(values, list)] if isinstance(columns, dict) else []
     return len({len(values) for values in lists}) <= 1

@@ -1,12 +1,13 @@
-"""The page at /docs in a real browser: it works offline, and a call can be tried on it."""
+"""The page at /docs in a real browser, offline."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from conftest import ROUTE, serving, tool
 from playwright.sync_api import Page, sync_playwright
+from projects import ROUTE
+from started import serving, tool
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def open_operation(page: Page, name: str) -> None:
     page.wait_for_selector(".execute")
 
 
-def test_a_call_is_tried_and_its_answer_shown(page):
+def test_the_page_sends_a_request_and_shows_the_response(page):
     open_operation(page, "predict-predict_v1")
     page.fill("textarea.body-param__text", json.dumps(ROUTE))
     page.click(".execute")
@@ -36,7 +37,7 @@ def test_a_call_is_tried_and_its_answer_shown(page):
     assert "22.068840579710145" in page.inner_text(".live-responses-table")
 
 
-def test_a_call_that_is_wrong_shows_what_is(page):
+def test_the_page_shows_the_fault_of_a_request(page):
     open_operation(page, "predict-predict_v1")
     page.fill("textarea.body-param__text", json.dumps({**ROUTE, "time_spent": "soon"}))
     page.click(".execute")
@@ -44,7 +45,7 @@ def test_a_call_that_is_wrong_shows_what_is(page):
     assert "wanted a number from 0 to 1,440, got 'soon'" in page.inner_text(".live-responses-table")
 
 
-def test_nothing_is_asked_of_any_other_server_and_nothing_goes_wrong(page):
+def test_the_page_asks_no_other_server_and_has_no_errors(page):
     open_operation(page, "predict-predict_v2")
 
     assert page.asked

@@ -1,4 +1,4 @@
-"""Other tables than the food drive: only a `gleaner.toml` each, with no Python changed."""
+"""Other tables than the food drive, from one `gleaner.toml` each."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, gleaner, serving
+from projects import ROOT
 from sklearn.linear_model import LinearRegression
+from started import gleaner, serving
 
 from gleaner.client import Client, Rejected
-from gleaner.events import Fitted, Loaded
-from gleaner.packing import pack
-from gleaner.predictor import Predictor
-from gleaner.schema import Schema
-from gleaner.settings import CANDIDATES, load_settings
-from gleaner.store import Store
-from gleaner.tables import read_table
-from gleaner.training import train
+from gleaner.model.predictor import Predictor
+from gleaner.model.store import Store
+from gleaner.settings.load import load_settings
+from gleaner.settings.sections import CANDIDATES
+from gleaner.table.csv import read_table
+from gleaner.table.schema import Schema
+from gleaner.training.events import Fitted, TableRead
+from gleaner.training.packing import pack
+from gleaner.training.train import train
 
-EXACT = {"decision_tree", "random_forest", "gradient_boosting"}  # to the bit; the others to rounding
+EXACT = {"decision_tree", "random_forest", "gradient_boosting"}  # exact to the last bit; the others differ by rounding
 
 
 def request_of(schema: Schema, columns: list[float]) -> dict[str, object]:
-    """The request whose row has these matrix columns."""
+    """Return the request whose row has these matrix columns."""
     rest, row = list(columns), {}
     for feature in schema.features:
         mine = [rest.pop(0) for _ in feature.columns]
@@ -39,13 +41,13 @@ def request_of(schema: Schema, columns: list[float]) -> dict[str, object]:
 
 
 def golden_of(folder: Path, version: int) -> tuple[str, list[dict[str, object]], list[float]]:
-    """(candidate, requests, the fitted estimator's own answers) of a version."""
+    """Return (candidate, requests, the fitted estimator's own predictions) of a version."""
     manifest = Store(folder / ".gleaner" / "store").read(version).manifest
     rows = [request_of(manifest.schema, list(row)) for row in manifest.golden.rows]
     return manifest.candidate, rows, list(manifest.golden.answers)
 
 
-def assert_equal_answers(candidate: str, golden: list[float], found: list[float]) -> None:
+def assert_equal_predictions(candidate: str, golden: list[float], found: list[float]) -> None:
     if candidate in EXACT:
         assert golden == found
     else:
@@ -57,13 +59,13 @@ def assert_equal_answers(candidate: str, golden: list[float], found: list[float]
 
 @pytest.fixture(scope="module")
 def diabetes(tmp_path_factory):
-    """A folder with the example's one file, the data that its top comment writes, and what `gleaner train` made."""
+    """Return a folder with the example, its data and a store."""
     folder = tmp_path_factory.mktemp("diabetes")
     shutil.copy(ROOT / "examples" / "diabetes" / "gleaner.toml", folder)
     command = re.search(r"^#   (python -c .*)$", (folder / "gleaner.toml").read_text(), re.MULTILINE)[1]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(["bash", "-c", command], cwd=folder, env=os.environ | {"PATH": path}, check=True, timeout=120)
-    # Once through the folds, not three times: it is the table that is tried here.
+    # One repeat instead of three is enough for this test of the table.
     arguments = ("train", "--metrics-port", 0, "--champion", "linear")
     done = gleaner(*arguments, folder=folder, GLEANER_TRAINING__REPEATS="1")
     assert 0 == done.returncode, done.stderr
@@ -96,16 +98,16 @@ def test_every_row_of_diabetes_is_used_and_the_models_beat_the_median(diabetes):
 
 
 @pytest.mark.parametrize(("slot", "version"), [("v1", 1), ("v2", 2)])
-def test_diabetes_is_served_as_the_estimator_answers(diabetes, diabetes_service, slot, version):
+def test_diabetes_is_predicted_as_by_the_estimator(diabetes, diabetes_service, slot, version):
     candidate, rows, golden = golden_of(diabetes, version)
 
     with Client(diabetes_service.url) as client:
         found = client.predict(rows, slot=slot)
 
-    assert_equal_answers(candidate, golden, found.tolist())
+    assert_equal_predictions(candidate, golden, found.tolist())
 
 
-def test_diabetes_is_served_as_scikit_learn_alone_answers(diabetes, diabetes_service):
+def test_diabetes_is_predicted_as_by_scikit_learn_alone(diabetes, diabetes_service):
     with (diabetes / "diabetes.csv").open() as file:
         cells = list(csv.DictReader(file))
     X = np.array([[float(cell) for name, cell in row.items() if name != "target"] for row in cells])
@@ -125,7 +127,7 @@ def test_diabetes_is_served_as_scikit_learn_alone_answers(diabetes, diabetes_ser
     np.testing.assert_allclose(found, own, rtol=1e-9)
 
 
-def test_check_asks_for_diabetes_and_names_what_is_no_value_of_it(diabetes, diabetes_service):
+def test_check_predicts_diabetes_and_names_refused_values(diabetes, diabetes_service):
     _, rows, golden = golden_of(diabetes, 1)
 
     done, refused = (
@@ -179,7 +181,7 @@ accuracy = { within = 40.0 }
 
 
 def write_balance(path: Path) -> None:
-    """400 rows around 0, and three that a column refuses."""
+    """Write 400 rows around 0, and three that a column refuses."""
     random, districts, words = np.random.default_rng(0), ("north", "Old Town", "Süd"), {1: "one", 2: "two", 6: "many"}
     rows: list[list[object]] = []
     for _ in range(400):
@@ -209,7 +211,7 @@ def balance_service(balance):
         yield running
 
 
-def test_all_five_candidates_are_tried_and_three_rows_refused_with_the_reason(balance):
+def test_five_candidates_are_tried_and_three_rows_refused_with_the_reason(balance):
     report = (balance / "train.out").read_text()
 
     assert set(CANDIDATES) <= {line.split()[0] for line in report.splitlines()}
@@ -230,10 +232,10 @@ def test_predictions_on_both_sides_of_0_are_served(balance, balance_service, slo
         found = client.predict(rows, slot=slot).tolist()
 
     assert min(golden) < -50 < 50 < max(golden)
-    assert_equal_answers(candidate, golden, found)
+    assert_equal_predictions(candidate, golden, found)
 
 
-def test_a_category_is_refused_with_its_values_and_one_never_seen_is_not(balance_service):
+def test_an_unknown_word_is_refused_and_an_unseen_value_is_not(balance_service):
     row = {"district": "Old Town", "rooms": 2, "temperature": -3.5}
     with Client(balance_service.url) as client:
         assert 2 == len(client.predict([row, row | {"district": "never seen"}]))
@@ -249,17 +251,17 @@ def test_a_category_is_refused_with_its_values_and_one_never_seen_is_not(balance
             assert [(1, column, reason)] == [(f.number, f.column, f.reason) for f in caught.value.faults]
 
 
-def test_every_candidate_answers_as_its_estimator_does(balance, tmp_path):
+def test_every_candidate_predicts_as_its_estimator_does(balance, tmp_path):
     settings = load_settings(balance / "gleaner.toml")
     table = read_table(balance / "balance.csv", settings.schema_)
     events = list(train(table, settings))
-    constant = next(event.constant for event in events if isinstance(event, Loaded))
+    constant = next(event.constant for event in events if isinstance(event, TableRead))
     fitted = [event for event in events if isinstance(event, Fitted)]
 
     assert list(CANDIDATES) == [each.candidate for each in fitted]
     for each in fitted:
         artifact = pack(each, table, constant, settings, tmp_path / each.candidate)
         found = Predictor(artifact).predict(table.X)
-        assert_equal_answers(each.candidate, each.estimator.predict(table.X).tolist(), found.tolist())
+        assert_equal_predictions(each.candidate, each.estimator.predict(table.X).tolist(), found.tolist())
         assert found.min() < -50
         assert each.scores.mae < 0.5 * constant.mae

@@ -1,8 +1,9 @@
-"""The service as it is shipped: the process that `gleaner serve` starts, asked over its sockets."""
+"""The process that `gleaner serve` starts, asked over its sockets."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -11,12 +12,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
+import made
+import onnx
 import pytest
-from conftest import NUMBER, ROOT, ROUTE, SETTINGS, gleaner, serving, write_made_table
+from projects import NUMBER, ROOT, ROUTE, SETTINGS, write_made_table
 from prometheus_client.parser import text_string_to_metric_families
+from started import Service, gleaner, serving, wait_for
+
+from gleaner.model.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +40,6 @@ def metric(service, name: str, **labels: str) -> float:
     return sum(s.value for s in samples if labels.items() <= s.labels.items())
 
 
-def wait_for(condition, seconds: float = 10.0) -> bool:
-    """Whether a condition comes true in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def test_the_number_is_served_to_every_digit(service):
     answer = httpx.post(f"{service.url}/v1/predict", json=ROUTE)
 
@@ -49,7 +48,7 @@ def test_the_number_is_served_to_every_digit(service):
     assert "1" == answer.headers["X-Model-Version"]
 
 
-def test_both_slots_answer_side_by_side(service):
+def test_both_slots_predict_side_by_side(service):
     answers = [httpx.post(f"{service.url}/v{n}/predict", json=[ROUTE, ROUTE]) for n in (1, 2)]
 
     assert ["1", "2"] == [answer.headers["X-Model-Version"] for answer in answers]
@@ -76,7 +75,7 @@ def test_bad_input_is_never_a_5xx(service):
 
 
 def test_a_gigabyte_is_refused_before_it_is_sent(service):
-    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as client:
         client.sendall(
             b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"Content-Length: 1000000000\r\n\r\n"
@@ -85,13 +84,13 @@ def test_a_gigabyte_is_refused_before_it_is_sent(service):
         assert b"413" in client.recv(4096).split(b"\r\n")[0]
 
 
-def test_slow_bodies_do_not_keep_others_waiting(service):
+def test_slow_bodies_do_not_delay_others(service):
     head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 60\r\n\r\n{"
-    slow = [socket.create_connection(("127.0.0.1", service.port), timeout=10) for _ in range(100)]
+    slow = [socket.create_connection(("127.0.0.1", service.port), timeout=60) for _ in range(100)]
     try:
         for client in slow:
             client.sendall(head)
-        answer = httpx.post(f"{service.url}/v1/predict", json=ROUTE, timeout=5)
+        answer = httpx.post(f"{service.url}/v1/predict", json=ROUTE, timeout=60)
     finally:
         for client in slow:
             client.close()
@@ -99,7 +98,7 @@ def test_slow_bodies_do_not_keep_others_waiting(service):
     assert {"prediction": [NUMBER]} == answer.json()
 
 
-def test_the_metrics_port_tells_what_the_api_answered(service):
+def test_the_metrics_port_counts_the_responses_of_the_api(service):
     httpx.get(f"{service.url}/nowhere")
 
     assert 1 <= metric(service, "http_requests_total", route="unmatched", status="404")
@@ -122,7 +121,7 @@ def test_check_api_logs_what_the_guide_shows(service):
     )
 
 
-def test_check_names_what_was_wrong(service):
+def test_check_names_the_fault(service):
     done = gleaner("check", "--data", '{"time_spent": "30"}', "--port", service.port, folder=ROOT)
 
     assert 1 == done.returncode
@@ -143,12 +142,14 @@ def test_a_moved_alias_is_served_without_a_lost_request(project):
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
             thread.start()
+        began = wait_for(lambda: versions)
         promoted = point(project, champion=2)
         moved = wait_for(lambda: ("2", False) in versions[-8:])
         stop.set()
         for thread in threads:
             thread.join()
 
+    assert began
     assert promoted
     assert moved
     assert {200} == set(statuses)
@@ -157,8 +158,6 @@ def test_a_moved_alias_is_served_without_a_lost_request(project):
 
 def point(folder, **aliases: int) -> bool:
     """Move aliases in a folder's store, as `gleaner models promote` does."""
-    from gleaner.store import Store
-
     Store(folder / ".gleaner" / "store").point(aliases)
     return True
 
@@ -181,7 +180,7 @@ def test_a_damaged_version_is_refused_and_the_one_in_service_stays(project):
     assert "model.onnx has" in health["slots"]["v1"]["fault"]
 
 
-def test_with_no_model_it_starts_and_picks_one_up_by_itself(tmp_path, project):
+def test_a_service_without_a_model_starts_and_loads_the_first_one(tmp_path, project):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "gleaner.toml").write_text(SETTINGS)
     with serving(tmp_path / "empty") as service:
@@ -195,50 +194,69 @@ def test_with_no_model_it_starts_and_picks_one_up_by_itself(tmp_path, project):
         after = httpx.post(f"{service.url}/v1/predict", json=ROUTE)
 
     assert (503, 503) == (before.status_code, ready.status_code)
-    assert "gleaner train" in before.json()["detail"]
+    assert "a trained or promoted version serves within seconds" in before.json()["detail"]
     assert before.headers["Retry-After"]
     assert picked_up
     assert {"prediction": [NUMBER]} == after.json()
 
 
-def test_sigterm_answers_what_is_in_flight_and_exits_0(project):
+def is_listening(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=60).close()
+    except ConnectionError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("uri", "command"),
+    [("", "`gleaner train DATA.csv`"), ("http://127.0.0.1:9", "`gleaner train --now` beside the trainer")],
+)
+def test_a_service_without_a_model_names_the_command_that_helps_there(tmp_path, uri, command):
+    (tmp_path / "gleaner.toml").write_text(SETTINGS)
+    with serving(tmp_path, GLEANER_TRACKING__URI=uri) as running:
+        assert running.process.stdout
+        lines = [running.process.stdout.readline() for _ in range(3)]
+
+    assert f"  no version to serve yet; {command} trains one, which is served within seconds\n" == lines[-1]
+
+
+def test_sigterm_finishes_the_requests_in_flight_and_exits_0(project):
     body = json.dumps(ROUTE).encode()
     head = (
         f"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode()
-    with serving(project, GLEANER_SERVING__UNREADY_SECONDS="0.5") as service:
-        clients = [socket.create_connection(("127.0.0.1", service.port), timeout=10) for _ in range(8)]
+    with serving(project, GLEANER_SERVING__UNREADY_SECONDS="5") as service:
+        clients = [socket.create_connection(("127.0.0.1", service.port), timeout=60) for _ in range(8)]
         for client in clients:
             client.sendall(head + body[:10])
-        wait_for(lambda: metric(service, "http_requests_in_progress") == 8)
+        assert wait_for(lambda: metric(service, "http_requests_in_progress") == 8)
         service.process.send_signal(signal.SIGTERM)
-        unready = wait_for(lambda: httpx.get(f"{service.url}/readyz").status_code == 503, seconds=0.4)
-        time.sleep(0.6)
+        unready = wait_for(lambda: httpx.get(f"{service.url}/readyz").status_code == 503)
+        assert wait_for(lambda: not is_listening(service.port))
         for client in clients:
             client.sendall(body[10:])
         answers = [client.recv(4096) for client in clients]
         for client in clients:
             client.close()
-        code = service.process.wait(timeout=20)
+        code = service.process.wait(timeout=60)
 
     assert unready
     assert [True] * 8 == [b"22.068840579710145" in answer for answer in answers]
     assert 0 == code
 
 
-def test_a_body_that_never_ends_does_not_stop_the_end(project):
+def test_a_body_that_never_ends_does_not_prevent_the_exit(project):
     head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 60\r\n\r\n{"
     with (
         serving(project, GLEANER_SERVING__DRAIN_SECONDS="1") as service,
-        socket.create_connection(("127.0.0.1", service.port), timeout=10) as client,
+        socket.create_connection(("127.0.0.1", service.port), timeout=60) as client,
     ):
         client.sendall(head)
-        wait_for(lambda: metric(service, "http_requests_in_progress") == 1)
-        began = time.monotonic()
+        assert wait_for(lambda: metric(service, "http_requests_in_progress") == 1)
         code = service.stop()
 
     assert 1 == code
-    assert time.monotonic() - began < 8
     assert "drain_seconds" in service.log.read_text()
 
 
@@ -251,14 +269,14 @@ def test_a_taken_port_is_named_with_its_holder_and_its_setting(project, service)
     assert "set ports.ml_app" in done.stderr
 
 
-def test_a_bind_beyond_loopback_refuses_to_start(project):
+def test_a_host_beyond_loopback_is_refused(project):
     done = gleaner("serve", "--host", "0.0.0.0", "--port", 0, folder=project)
 
     assert 1 == done.returncode
     assert "--insecure" in done.stderr
 
 
-def test_a_variable_of_the_environment_is_no_header_of_a_request(project):
+def test_an_environment_variable_is_no_header_of_a_request(project):
     with serving(project, HTTP_X_REQUEST_ID="from-the-environment", CONTENT_TYPE="text/plain") as service:
         answer = httpx.post(f"{service.url}/v1/predict", json=ROUTE)
 
@@ -266,19 +284,85 @@ def test_a_variable_of_the_environment_is_no_header_of_a_request(project):
     assert "from-the-environment" != answer.headers["X-Request-Id"]
 
 
-def test_log_lines_of_a_hostile_client_stay_one_line_of_json(project):
-    with serving(project, "--log", "json") as service:
-        httpx.post(
-            f"{service.url}/v1/predict", json=ROUTE, headers={"X-Request-Id": "a" * 10_000, "User-Agent": "\x1b[31m"}
+FORGED = '{"level": "INFO", "event": "all is lost"}'
+
+
+@contextmanager
+def raising(folder: Path, **environment: str) -> Iterator[Service]:
+    """Run the service with a predictor that always raises."""
+    log = folder / "raising.log"
+    command = [sys.executable, "-m", "gleaner.drills.faulty", "service", "raising", "gleaner.toml", "0", "0"]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=folder, env=os.environ | environment, stdout=subprocess.PIPE, stderr=file, text=True
         )
+    assert process.stdout
+    try:
+        line = process.stdout.readline()
+        found = re.search(r"127\.0\.0\.1:(\d+), metrics on http://127\.0\.0\.1:(\d+)", line)
+        assert found, f"{line}{log.read_text()}"
+        yield Service(process, int(found[1]), int(found[2]), log)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def ask_as(service: Service, id_: str) -> int:
+    """Request a prediction with headers that no library sends; return the status."""
+    body = json.dumps(ROUTE)
+    head = "POST /v1/predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\nX-Request-Id: {id_}\r\nUser-Agent: {FORGED}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as client:
+        client.sendall(f"{head}{body}".encode("latin-1"))
+        return int(client.recv(4096).split()[1])
+
+
+def test_log_lines_of_a_hostile_client_stay_one_line_of_json(project):
+    longest = "a.b-c_9" * 9 + "z"  # 64 characters: an id that the service takes over
+    hostile = [FORGED, "x" * 65, "a" * 3_000, "a b", f'"{FORGED}', "\xe9", "%0aERROR", "id\\n{}"]
+    with raising(project, GLEANER_SERVING__LOG="json") as service:
+        statuses = [ask_as(service, id_) for id_ in (longest, *hostile)]
         service.stop()
-        lines = service.log.read_text().splitlines()
+        text = service.log.read_text()
 
-    assert lines
-    assert all(len(line) <= 4096 and json.loads(line)["level"] for line in lines)
+    lines = [json.loads(line) for line in text.splitlines()]
+    failed = [line for line in lines if line["event"] == "request failed"]
+    ids = [line["request_id"] for line in failed]
+    assert [500] * (1 + len(hostile)) == statuses
+    assert len(statuses) == len(failed)
+    assert longest == ids[0]  # what a client sent is in its line,
+    assert all(re.fullmatch(r"[0-9a-f]{10}-[0-9a-f]+", id_) for id_ in ids[1:])  # unless it could be more than an id
+    assert {"ERROR"} == {line["level"] for line in failed}
+    assert all(line["exception"].endswith("RuntimeError: this is a drill") for line in failed)
+    assert "all is lost" not in text
+    assert all(len(line) <= 4096 for line in text.splitlines())
 
 
-def test_training_metrics_are_exposed_while_it_lingers(tmp_path):
+@pytest.mark.parametrize("form", ["json", "human"])
+def test_the_log_line_of_a_hostile_model_is_one_line_that_quotes_it(project, form):
+    store = Store(project / ".gleaner" / "store")
+    model = onnx.load(str(store.folder(1) / "model.onnx"))
+    model.graph.node[0].op_type = f"Evil\n{FORGED}\x1b[2J" + "x" * 60
+    bad = made.rewrite(shutil.copytree(store.folder(1), project / "bad"), model.SerializeToString())
+    store.add(3, bad)
+    with serving(project, "--log", form) as service:
+        store.point({"champion": 3})
+        assert wait_for(lambda: metric(service, "model_load_failures_total", reason="operator") > 0)
+        service.stop()
+        text = service.log.read_text()
+
+    lines = text.splitlines()
+    (refusal,) = [line for line in lines if "model not loaded" in line]
+    quoted = json.loads(refusal)["detail"] if form == "json" else refusal
+    assert r"Evil\n{" in quoted
+    assert not [line for line in lines if line.startswith(FORGED)]
+    assert "\x1b" not in text
+    assert len(refusal) <= 4096
+    assert form == "human" or {"level", "event"} <= set.intersection(*(set(json.loads(line)) for line in lines))
+
+
+def test_training_metrics_are_exposed_while_train_lingers(tmp_path):
     (tmp_path / "gleaner.toml").write_text(SETTINGS)
     write_made_table(tmp_path / "made.csv")
     command = [sys.executable, "-m", "gleaner", "train", "--metrics-port", "0", "--linger"]
@@ -289,7 +373,7 @@ def test_training_metrics_are_exposed_while_it_lingers(tmp_path):
         line = process.stderr.readline()
         text = httpx.get(re.search(r"http://\S+/metrics", line)[0]).text
         process.send_signal(signal.SIGINT)
-        code = process.wait(timeout=30)
+        code = process.wait(timeout=60)
 
     found = {s.name: s.value for family in text_string_to_metric_families(text) for s in family.samples}
     assert 130 == code

@@ -1,4 +1,7 @@
-"""The watch as it is shipped: a real Prometheus and a real Alertmanager over a service, a training and MLflow."""
+"""The rendered files in a real Prometheus and Alertmanager.
+
+They watch a service, a training and MLflow.
+"""
 
 from __future__ import annotations
 
@@ -22,22 +25,23 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ROUTE, SETTINGS, Service, serving, tool, write_made_table
+from projects import ROUTE, SETTINGS, write_made_table
+from started import Service, serving, tool
 
-from gleaner.monitoring import render, write_tree
-from gleaner.settings import load_settings
-from gleaner.store import Store
+from gleaner.model.store import Store
+from gleaner.settings.load import load_settings
+from gleaner.watching.render import render, write_tree
 
 # 15 seconds between scrapes become 0.75, five minutes 15 seconds.
 HURRY = 20.0
 SERVICES = {"ml-app", "train-metrics", "mlflow", "prometheus"}
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 
 @dataclass
 class Stack:
-    """All of it, running."""
+    """The service, its Prometheus and its Alertmanager, running."""
 
     folder: Path
     service: Service
@@ -47,12 +51,17 @@ class Stack:
     seen_failing: list[dict[str, Any]] = field(default_factory=list)
 
     def get(self, path: str, **parameters: Any) -> Any:
-        answer = httpx.get(f"{self.prometheus}/api/v1/{path}", params=parameters, timeout=30)
-        assert answer.status_code == 200, answer.text
-        return answer.json()["data"]
+        response = httpx.get(f"{self.prometheus}/api/v1/{path}", params=parameters, timeout=30)
+        assert response.status_code == 200, response.text
+        return response.json()["data"]
 
     def alerts(self) -> list[str]:
-        return sorted({alert["labels"]["alertname"] for alert in self.get("alerts")["alerts"]})
+        """Return the names of the alerts that fire or are pending.
+
+        On a busy machine one failed scrape is no failure.
+        """
+        found = {(alert["labels"]["alertname"], alert["state"]) for alert in self.get("alerts")["alerts"]}
+        return sorted(name for name, _ in found - {("TargetDown", "pending")})
 
     def dashboards(self) -> dict[str, Any]:
         paths = sorted((self.folder / "grafana" / "dashboards").glob("*.json"))
@@ -67,7 +76,7 @@ def free_ports(n: int) -> list[int]:
 
 @contextlib.contextmanager
 def running(command: list[Any], folder: Path, log: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process and its children, in a group of their own, until the block ends."""
+    """Run a process in its own group until the block ends."""
     with (folder / log).open("wb") as file:
         process = subprocess.Popen(
             list(map(str, command)),
@@ -86,7 +95,7 @@ def running(command: list[Any], folder: Path, log: str, **environment: str) -> I
 
 
 def wait_for(condition, seconds: float, what: str, log: Path | None = None) -> Any:
-    """What a condition comes to, once it is something."""
+    """Return the value of a condition once it is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(httpx.HTTPError):
@@ -98,10 +107,13 @@ def wait_for(condition, seconds: float, what: str, log: Path | None = None) -> A
 
 @contextlib.contextmanager
 def traffic(service: Service, *paths: str) -> Iterator[Counter[int]]:
-    """Predictions and faults of callers, about 40 a second, until the block ends; what they were answered."""
+    """Send about 40 good and bad requests per second.
+
+    Counts the statuses until the block ends.
+    """
     stop, statuses = threading.Event(), Counter[int]()
 
-    def ask() -> None:
+    def send() -> None:
         with httpx.Client(base_url=service.url, timeout=30) as client:
             while not stop.wait(0.05):
                 for path in paths:
@@ -109,7 +121,7 @@ def traffic(service: Service, *paths: str) -> Iterator[Counter[int]]:
                 statuses[client.post("/v1/predict", json={"time_spent": "long"}).status_code] += 1
                 statuses[client.get("/livez").status_code] += 1
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=send)
     thread.start()
     try:
         yield statuses
@@ -120,7 +132,10 @@ def traffic(service: Service, *paths: str) -> Iterator[Counter[int]]:
 
 @pytest.fixture(scope="module")
 def stack(trained, tmp_path_factory) -> Iterator[Stack]:
-    """A service with a champion and no challenger, a training that lingers, MLflow, and those who watch them."""
+    """Start a service, a lingering training, MLflow, Prometheus and Alertmanager.
+
+    The service has a champion and no challenger.
+    """
     prometheus, alertmanager = tool("prometheus"), tool("prometheus-alertmanager")
     folder = tmp_path_factory.mktemp("watched")
     (folder / "gleaner.toml").write_text(SETTINGS)
@@ -137,12 +152,12 @@ def stack(trained, tmp_path_factory) -> Iterator[Stack]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(running(mlflow, folder, "mlflow.log", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"))
         stack.enter_context(running(train, trainer, "train.log"))
-        follows = f"http://127.0.0.1:{ports['mlflow']}"  # whose registry has no model, so that nothing moves
+        follows = f"http://127.0.0.1:{ports['mlflow']}"  # an empty registry, so that nothing changes
         service = stack.enter_context(serving(folder, GLEANER_TRACKING__URI=follows))
-        wait_for(lambda: "metrics stay" in (trainer / "train.log").read_text(), 120, "trained", trainer / "train.log")
+        wait_for(lambda: "metrics stay" in (trainer / "train.log").read_text(), 300, "trained", trainer / "train.log")
         metrics = f"http://127.0.0.1:{ports['mlflow']}/metrics"
-        wait_for(lambda: httpx.get(metrics).status_code == 200, 120, "MLflow up", folder / "mlflow.log")
-        # What a busy machine does to latency is not looked at here.
+        wait_for(lambda: httpx.get(metrics).status_code == 200, 300, "MLflow up", folder / "mlflow.log")
+        # A busy machine may be slow; latency is not tested here.
         flags = {
             "ports": {**ports, "ml_app_metrics": service.metrics_port},
             "objectives": {"latency_seconds": 5},
@@ -158,14 +173,17 @@ def stack(trained, tmp_path_factory) -> Iterator[Stack]:
         stack.enter_context(running(command, folder, "prometheus.log"))
         urls = {name: f"http://{address}" for name, address in addresses.items()}
         ready = lambda: httpx.get(f"{urls['prometheus']}/-/ready").status_code == 200  # noqa: E731
-        wait_for(ready, 30, "Prometheus ready", folder / "prometheus.log")
+        wait_for(ready, 120, "Prometheus ready", folder / "prometheus.log")
         watched = Stack(folder, service, **urls)
         quiet_then_failing(watched)
         yield watched
 
 
 def quiet_then_failing(stack: Stack) -> None:
-    """Ten minutes, hurried, in which all is well; then requests to a slot without a model, until that is known."""
+    """Ask a slot without a model until the alert fires.
+
+    Ten shortened minutes without failures come first.
+    """
     with traffic(stack.service, "/v1/predict") as statuses:
         end = time.monotonic() + 600 / HURRY
         while time.monotonic() < end:
@@ -173,17 +191,17 @@ def quiet_then_failing(stack: Stack) -> None:
             time.sleep(1)
     assert {200, 422} == set(statuses)
 
-    def told() -> list[dict[str, Any]]:
+    def firing() -> list[dict[str, Any]]:
         alerts = httpx.get(f"{stack.alertmanager}/api/v2/alerts").json()
         return [alert for alert in alerts if alert["labels"]["alertname"] == "HighErrorRate"]
 
     with traffic(stack.service, "/v1/predict", "/v2/predict") as statuses:
-        stack.seen_failing = wait_for(told, 90, "HighErrorRate at Alertmanager", stack.folder / "prometheus.log")
+        stack.seen_failing = wait_for(firing, 300, "HighErrorRate at Alertmanager", stack.folder / "prometheus.log")
         time.sleep(5)
     assert {200, 422, 503} == set(statuses)
 
 
-def test_every_target_is_up_and_says_whose_it_is(stack):
+def test_every_target_is_up_and_labelled(stack):
     targets = stack.get("targets")["activeTargets"]
 
     assert dict.fromkeys(SERVICES, "up") == {t["labels"]["service"]: t["health"] for t in targets}, [
@@ -192,7 +210,7 @@ def test_every_target_is_up_and_says_whose_it_is(stack):
     assert {"ml-api", "train-metrics", "mlflow", "prometheus"} == {t["labels"]["job"] for t in targets}
 
 
-def test_every_rule_is_loaded_and_can_be_computed(stack):
+def test_every_rule_is_loaded_and_healthy(stack):
     loaded = [rule for group in stack.get("rules")["groups"] for rule in group["rules"]]
     written = sum(text.count("expr:") for text in map(Path.read_text, (stack.folder / "prometheus/rules").iterdir()))
 
@@ -200,11 +218,11 @@ def test_every_rule_is_loaded_and_can_be_computed(stack):
     assert {"ok"} == {rule["health"] for rule in loaded}, [rule for rule in loaded if rule["health"] != "ok"]
 
 
-def test_no_alert_fires_while_all_is_well(stack):
+def test_no_alert_fires_without_failures(stack):
     assert [] == stack.seen_quiet
 
 
-def test_a_person_is_told_of_failures_in_words(stack):
+def test_the_alert_reaches_its_receiver_with_its_summary(stack):
     (alert,) = stack.seen_failing
 
     assert "ml-app" == alert["labels"]["service"]
@@ -215,8 +233,8 @@ def test_a_person_is_told_of_failures_in_words(stack):
 
 
 def test_every_query_of_every_panel_returns_series(stack):
-    asked, empty = 0, []
-    # Grafana's own: at least four scrapes.
+    empty = []
+    # As Grafana sets them: at least four scrapes.
     known = {"$__rate_interval": "4s", "$__interval": "1s", "$__range": "60s"}
     end = time.time()
     queries = []
@@ -236,21 +254,19 @@ def test_every_query_of_every_panel_returns_series(stack):
             assert "$" not in expr.replace('"$1"', ""), expr
             queries.append((f"{name}: {where}", expr))
 
-    def ask(query: tuple[str, str]) -> None:
-        nonlocal asked
+    def query_range(query: tuple[str, str]) -> None:
         result = stack.get("query_range", query=query[1], start=end - 30, end=end, step=1)["result"]
-        asked += 1
         if not any(value not in {"NaN", "+Inf"} for series in result for _, value in series["values"]):
             empty.append(query)
 
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(ask, queries))
+        list(threads.map(query_range, queries))
 
     assert [] == empty
-    assert asked == len(queries) > 40
+    assert len(queries) > 40
 
 
-def test_the_slot_without_a_model_and_the_one_with_it_are_told_apart(stack):
+def test_errors_are_counted_for_the_slot_without_a_model_only(stack):
     model = stack.get("query", query="model_info")["result"]
     query = 'sum by (model_version) (model_prediction_requests_total{status="error"})'
     failed = {r["metric"]["model_version"]: float(r["value"][1]) for r in stack.get("query", query=query)["result"]}

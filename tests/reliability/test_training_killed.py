@@ -1,4 +1,6 @@
-"""C2: a training that is killed at any moment leaves no half version, moves no alias by half, and can be run again.
+"""Trainings that are killed at many moments.
+
+No version is left half written, no alias moves without the other, and the next training succeeds.
 
 MOMENTS=20 in the environment adds twenty moments, 0.3 s apart, to each of the two tests.
 """
@@ -15,11 +17,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import SETTINGS, gleaner, has_ended, residing, wait_for, write_made_table
+from projects import SETTINGS, write_made_table
+from started import gleaner, has_ended, residing, wait_for
 
-from gleaner.artifact import read_artifact
-from gleaner.store import Store
-from gleaner.trainer import ask
+from gleaner.model.artifact import read_artifact
+from gleaner.model.store import Store
+from gleaner.training.resident import ask
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def folder(tmp_path_factory):
 
 
 def registered(folder: Path) -> int:
-    """How many versions MLflow shows."""
+    """Return the number of versions in MLflow."""
     with sqlite3.connect(f"file:{folder / '.gleaner' / 'mlflow.db'}?mode=ro", uri=True, timeout=20) as database:
         count: int = database.execute("select count(*) from model_versions").fetchone()[0]
     database.close()
@@ -45,7 +48,7 @@ def stored(folder: Path) -> int:
 
 
 def seeing(moment: str, trainer, folder: Path) -> Callable[[], object]:
-    """Whether a training that begins now has come to a moment, as it is seen from outside."""
+    """Return a check of whether a training has reached a moment."""
     if moment.endswith(" s"):
         at = time.monotonic() + float(moment.removesuffix(" s"))
         return lambda: time.monotonic() > at
@@ -57,11 +60,12 @@ def seeing(moment: str, trainer, folder: Path) -> Callable[[], object]:
     }[moment]
 
 
+LONGEST = 300.0  # seconds: on a busy machine a training takes more than a minute
 SECONDS = [f"{0.3 * (i + 1):.1f} s" for i in range(int(os.environ.get("MOMENTS", "0")))]
 
 
 def check_whole(folder: Path, before: dict[str, int]) -> None:
-    """Every version that can be seen is whole, and the aliases are as they were, or both new."""
+    """Check that versions are whole, and aliases old or new together."""
     store = Store(folder / ".gleaner" / "store")
     for version in store.versions():
         store.read(version)
@@ -73,41 +77,41 @@ def check_whole(folder: Path, before: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("moment", ["a candidate is fitted", "a version is in the store", *SECONDS])
-def test_a_killed_trainer_takes_its_training_along(folder, moment):
+def test_a_training_ends_with_its_killed_resident(folder, moment):
     before = Store(folder / ".gleaner" / "store").aliases()
     with residing(folder) as trainer:
         seen = seeing(moment, trainer, folder)
         ask(folder / ".gleaner")
-        assert wait_for(seen)
+        assert wait_for(seen, LONGEST)
         children = trainer.children()
         trainer.process.kill()
         trainer.process.wait()
 
         assert children
-        assert wait_for(lambda: all(has_ended(child.pid) for child in children), 5)
+        assert wait_for(lambda: all(has_ended(child.pid) for child in children))
     check_whole(folder, before)
 
 
 @pytest.mark.parametrize("moment", ["a version is registered", "a version is in the store", *SECONDS])
-def test_a_killed_training_is_a_failure_of_which_nothing_is_left(folder, moment):
+def test_a_killed_training_is_a_failure_and_leaves_nothing(folder, moment):
     before = Store(folder / ".gleaner" / "store").aliases()
     with residing(folder) as trainer:
         shown = trainer.metrics()["training_last_success_timestamp_seconds"]
         seen = seeing(moment, trainer, folder)
         ask(folder / ".gleaner")
-        assert wait_for(seen)
+        assert wait_for(seen, LONGEST)
         for child in trainer.children():
             child.send_signal(signal.SIGKILL)
 
-        assert wait_for(lambda: " - training f" in trainer.log.read_text(), 10)
+        assert wait_for(lambda: " - training f" in trainer.log.read_text(), LONGEST)
         killed = trainer.metrics()['training_runs_total{result="error"}'] == 1
         assert killed or moment in SECONDS  # it may be done by then
         assert killed == (shown == trainer.metrics()["training_last_success_timestamp_seconds"])
-    assert killed == ("reason=ended by signal 9 (Killed) again=when asked" in trainer.log.read_text())
+    assert killed == ("reason=was killed by signal 9 (Killed) again=when asked" in trainer.log.read_text())
     check_whole(folder, before)
 
 
-def test_after_all_of_it_a_training_succeeds_and_every_registered_version_is_whole(folder, tmp_path):
+def test_after_all_kills_a_training_succeeds_and_every_registered_version_is_whole(folder, tmp_path, figure):
     done = gleaner("train", "--metrics-port", 0, "--json", folder=folder)
 
     assert 0 == done.returncode, done.stderr
@@ -121,3 +125,6 @@ def test_after_all_of_it_a_training_succeeds_and_every_registered_version_is_who
     for version in versions:
         model = mlflow.artifacts.download_artifacts(f"models:/made/{version}", dst_path=str(tmp_path / str(version)))
         read_artifact(Path(model) / "gleaner")
+    figure(
+        "C2", f"{2 * (2 + len(SECONDS))} kills: every version whole, no alias moved alone, the next training succeeded"
+    )

@@ -1,4 +1,4 @@
-"""What the stand-in for Grafana does: answer as healthy, and tell who knows the password what is mounted."""
+"""A stand-in for Grafana: health, and mounted files for the password."""
 
 import base64
 import json
@@ -6,7 +6,7 @@ import os
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-PASSWORD = os.environ["GF_SECURITY_ADMIN_PASSWORD"] or "admin"  # as Grafana takes an empty one
+PASSWORD = os.environ["GF_SECURITY_ADMIN_PASSWORD"] or "admin"  # Grafana does the same with an empty one
 TOKEN = "Basic " + base64.b64encode(f"admin:{PASSWORD}".encode()).decode()
 DATA = Path("/var/lib/grafana/first-start")
 
@@ -15,17 +15,17 @@ class Handler(BaseHTTPRequestHandler):
     """Two pages: /api/health for everybody, / for the administrator."""
 
     def do_GET(self) -> None:
-        """Answer."""
+        """Respond to a GET."""
         if self.path == "/api/health":
-            self.answer(200, {"database": "ok"})
+            self.respond(200, {"database": "ok"})
         elif self.headers["Authorization"] != TOKEN:
-            self.answer(401, {"message": "Unauthorized"})
+            self.respond(401, {"message": "Unauthorized"})
         else:
             folders = ("/etc/grafana/provisioning", "/etc/grafana/dashboards")
             found = {str(path): path.read_text() for folder in folders for path in Path(folder).rglob("*.*")}
-            self.answer(200, {"files": found, "first_start": DATA.read_text()})
+            self.respond(200, {"files": found, "first_start": DATA.read_text()})
 
-    def answer(self, status: int, body: object) -> None:
+    def respond(self, status: int, body: object) -> None:
         """Send a body as JSON."""
         self.send_response(status)
         self.end_headers()

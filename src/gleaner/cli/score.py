@@ -1,0 +1,127 @@
+"""`gleaner score`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gleaner.cli.extras import extra
+from gleaner.cli.options import DONE_IN_PART, PATH, json_option
+from gleaner.cli.versions import choose_version
+from gleaner.model.loading import load_version
+from gleaner.model.store import open_store
+from gleaner.programs.report import Meter
+from gleaner.programs.terminal import count
+from gleaner.scoring.csv import CsvWriter, FaultsFile, open_csv_source
+from gleaner.scoring.output import Output, Writer, check_paths
+from gleaner.scoring.score import score as score_table
+from gleaner.scoring.source import PIPE, Source, check_column, open_source
+from gleaner.settings.load import load_settings
+
+_FORMAT = click.Choice(["csv", "parquet"])
+
+
+@click.command()
+@click.argument("source", metavar="IN", type=PATH)
+@click.argument("out", metavar="OUT", type=PATH)
+@click.option("--alias", default="champion", show_default=True, help="The alias whose version predicts.")
+@click.option("--version", type=int, help="The version that predicts; overrides --alias.")
+@click.option("--column", default="prediction", show_default=True, help="The name of the column of predictions.")
+@click.option("--faults", type=PATH, help="The file of refused rows; default: OUT.faults.csv.")
+@click.option("--format", "piped", type=_FORMAT, default="csv", show_default=True, help="The format of `-`.")
+@json_option
+@click.pass_obj
+def score(
+    config: Path | None,
+    source: Path,
+    out: Path,
+    alias: str,
+    version: int | None,
+    column: str,
+    faults: Path | None,
+    piped: str,
+    as_json: bool,
+) -> None:
+    """Predict every row of a CSV or Parquet file.
+
+    Reads the table IN, and writes it to OUT with one more column. A name that ends in .parquet is Parquet, any other
+    is CSV, and `-` is a pipe. OUT.faults.csv gets the refused rows, each with its line and the reason; the exit code
+    is then 3.
+    """
+    began = time.monotonic()
+    store = open_store(load_settings(config))
+    loaded = load_version(store, choose_version(store, alias, version))
+    is_named = faults is not None
+    if faults is None and out != PIPE:
+        faults = out.with_name(f"{out.name}.faults.csv")
+    check_paths(source, out, faults)
+    formats = {path: piped if path == PIPE else path.suffix.lower().lstrip(".") for path in (source, out)}
+    is_parquet = {path: name in {"parquet", "pq"} for path, name in formats.items()}
+    _exit_on_signals()
+    with ExitStack() as stack:
+        table, writer, output = _open_tables(stack, source, out, column, is_parquet)
+        refused = stack.enter_context(FaultsFile(faults, table.place, is_named=is_named))
+        meter = stack.enter_context(Meter(quiet=as_json))
+        for progress in score_table(table, loaded, writer, output, refused):
+            meter.show(progress)
+    outcome = {
+        "in": str(source),
+        "out": str(out),
+        "rows": progress.rows,
+        "refused": progress.refused,
+        "faults": str(faults) if faults and (is_named or progress.refused) else None,
+        "version": loaded.version,
+        "candidate": loaded.manifest.candidate,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    # With OUT a pipe, standard output belongs to its rows.
+    echo = partial(click.echo, err=out == PIPE)
+    echo(json.dumps(outcome, indent=2) if as_json else _summary(outcome))
+    if progress.refused:
+        sys.exit(DONE_IN_PART)
+
+
+def _open_tables(
+    stack: ExitStack, source: Path, out: Path, column: str, is_parquet: Mapping[Path, bool]
+) -> tuple[Source, Writer, Output]:
+    """Open the source and the output; the stack closes both."""
+    if any(is_parquet.values()):
+        with extra("parquet"):
+            from gleaner.scoring.parquet import ParquetSource, ParquetWriter
+    output = stack.enter_context(Output(out))
+    file, name = stack.enter_context(open_source(source))
+    table: Source
+    if is_parquet[source]:
+        table, like = ParquetSource(file, name, to_csv=not is_parquet[out]), None
+    else:
+        table = plain = stack.enter_context(open_csv_source(file, name))
+        like = plain.file
+    check_column(table, column)
+    if is_parquet[out]:
+        return table, ParquetWriter(output, table, column), output
+    return table, CsvWriter(output, table.header, column, like), output
+
+
+def _summary(outcome: Mapping[str, Any]) -> str:
+    by = f"version {outcome['version']}, {outcome['candidate']}"
+    text = f"{outcome['out']}: {count(outcome['rows'], 'row')} predicted by {by}, in {outcome['seconds']:.1f} s"
+    if outcome["refused"]:
+        reasons = f"{outcome['faults']} says why" if outcome["faults"] else "--faults PATH would say why"
+        text += f"\n{count(outcome['refused'], 'row')} refused; {reasons}"
+    return text
+
+
+def _exit_on_signals() -> None:
+    """Turn SIGTERM and SIGHUP into an exit that deletes half-written files."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))

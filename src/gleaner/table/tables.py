@@ -1,0 +1,153 @@
+"""Tables, chunks of tables, and headers, from any kind of file."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gleaner.errors import BadTable, Fault, nearest
+from gleaner.table.feature import Feature, Target
+from gleaner.table.numbers import Array
+from gleaner.table.schema import Schema
+
+_DAY = re.compile(r"\s*(\d{4})-(\d{1,2})-(\d{1,2})(?!\d)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The accepted rows of a file, and its faults.
+
+    schema: the columns, with the words that a category learned from the file.
+    X: (n, k) matrix.
+    y: (n,) target.
+    lines: (n,) the physical line on which each row starts, from 1.
+    days: (n,) the day number of each row, NaN if the file has no day for it.
+    groups: (n,) the number of each row's group, from 0; rows of one group belong into one fold. None for no groups.
+    taken: the file's header of each column that was read.
+    faults: at most 100 faults of the refused rows.
+    refused: the number of refused rows.
+    """
+
+    path: Path
+    schema: Schema
+    X: Array
+    y: Array
+    lines: NDArray[np.int64]
+    days: Array
+    groups: NDArray[np.int64] | None
+    taken: Mapping[str, str]
+    faults: tuple[Fault, ...]
+    refused: int
+    sha256: str
+    encoding: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedRow:
+    """A row that a column refused.
+
+    index: its position in the table, from 0.
+    line: the physical line on which the row starts, from 1.
+    faults: its faults, as many as were asked for.
+    unnamed: the number of further faults.
+    """
+
+    index: int
+    line: int
+    faults: tuple[Fault, ...]
+    unnamed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive rows of a table: m accepted rows, and the refused ones.
+
+    X: (m, k) matrix.
+    index: (m,) the position of each accepted row in the table, from 0.
+    lines: (m,) the physical line on which each accepted row starts, from 1.
+    cells: m rows of cells as in the file, with the cells of unused columns.
+    refused: the refused rows.
+    """
+
+    X: Array
+    index: NDArray[np.int64]
+    lines: NDArray[np.int64]
+    cells: Sequence[Sequence[str]]
+    refused: tuple[RefusedRow, ...]
+
+
+class Header:
+    """The names of a table's columns.
+
+    name: the table's name in errors.
+    cells: the names as the table has them.
+    line: the physical line of the names, None for a table without lines.
+    """
+
+    def __init__(self, name: Path | str, cells: Sequence[str], *, line: int | None = None) -> None:
+        self.name, self.cells, self.line = name, cells, line
+        self._plain = [plain_name(cell) for cell in cells]
+
+    def find(self, name: str, sources: Sequence[str]) -> int:
+        """Return the position of a column.
+
+        sources: the names to look for, in this order, before `name` itself.
+        Raises BadTable if the table has none of the names, or has the name twice.
+        """
+        for source in (*sources, name):
+            plain = plain_name(source)
+            at = [i for i, cell in enumerate(self._plain) if cell == plain]
+            if len(at) > 1:
+                places = " and ".join(str(i + 1) for i in at)
+                reason = f"header {self.cells[at[0]]!r} stands twice, as columns {places}; rename one"
+                raise BadTable(self.name, reason, line=self.line)
+            if at:
+                return at[0]
+        wanted = " or ".join(repr(source) for source in (*sources, name))
+        near = nearest((*sources, name)[0], [cell.strip()[:60] for cell in self.cells[:1000]])
+        raise BadTable(self.name, f"no column for {name!r}: wanted {wanted}{near}", line=self.line)
+
+    def find_all(self, columns: Sequence[Feature | Target]) -> list[int]:
+        """Return the position of each column.
+
+        Raises BadTable, also if two columns have one position: a feature that is the target predicts perfectly.
+        """
+        found = [self.find(column.name, column.sources) for column in columns]
+        for j, at in enumerate(found):
+            if at in found[:j]:
+                names = f"{columns[found.index(at)].name!r} and {columns[j].name!r}"
+                reason = f"header {self.cells[at]!r} would be read as both {names}; give each a header of its own"
+                raise BadTable(self.name, reason, line=self.line)
+        return found
+
+    def find_day(self, sources: Sequence[str]) -> int | None:
+        """Return the position of the column of days, or None."""
+        present = [source for source in sources if plain_name(source) in self._plain]
+        return self.find(present[0], ()) if present else None
+
+
+def unreadable(name: Path | str, error: OSError) -> BadTable:
+    """Return the error for a file that the system cannot read."""
+    is_folder = isinstance(error, IsADirectoryError)
+    return BadTable(name, "is a folder; name a file" if is_folder else f"cannot be read: {error.strerror or error}")
+
+
+def plain_name(name: str) -> str:
+    """Return a header without case, repeated spaces, newlines and non-breaking spaces."""
+    return " ".join(name.replace("\u00a0", " ").split()).casefold()
+
+
+def read_day(cell: str) -> float:
+    """Return the day number of a cell like 2023-09-27; else NaN."""
+    match = _DAY.match(cell)
+    try:
+        return float(dt.date(*map(int, match.groups())).toordinal()) if match else math.nan
+    except ValueError:
+        return math.nan

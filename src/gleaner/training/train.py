@@ -1,0 +1,201 @@
+"""Training: every candidate is fitted, and scored on unseen rows."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.inspection import permutation_importance
+from sklearn.model_selection import KFold, ParameterGrid
+from threadpoolctl import threadpool_limits
+
+from gleaner.errors import BadTraining
+from gleaner.model.scores import Scores, r2, scorer_of
+from gleaner.settings.sections import Settings
+from gleaner.table.numbers import Array
+from gleaner.table.schema import Schema
+from gleaner.table.tables import Table
+from gleaner.training.candidates import FAMILIES, ROWS_WORTH_THREADS, Parameters, Task
+from gleaner.training.events import Chosen, Epoch, Event, Fitted, Started, Step, TableRead, Tuned, Validated
+from gleaner.training.suspects import suspects
+
+GRID_FOLDS = 3
+SAMPLE_ROWS = 10_000
+
+
+def train(table: Table, settings: Settings) -> Iterator[Event]:
+    """Train on a table; yield the events, the last Chosen.
+
+    A candidate's parameters are tuned once by r2 on 3 unshuffled folds. Then the candidate is validated with those
+    parameters on shuffled folds, several times. Both see the same rows, so the scores are a little optimistic.
+    The champion has the least out-of-fold mean absolute error and the challenger the next, unless the settings name
+    others.
+    Raises BadTraining if the table or the settings do not allow a training.
+    """
+    _check(table, settings)
+    families = [FAMILIES[name] for name in settings.training.candidates]
+    fits = settings.training.folds * settings.training.repeats + 1
+    steps = sum(fits + GRID_FOLDS * len(ParameterGrid(family.grid)) * bool(family.grid) for family in families)
+    yield TableRead(table, _constant(table, settings), steps)
+    fitted: list[Fitted] = []
+    for name in settings.training.candidates:
+        for event in _Candidate(name, table, settings).train():
+            if isinstance(event, Fitted):
+                fitted.append(event)
+            yield event
+    champion, challenger = _choose(fitted, settings)
+    yield from suspects(table, champion, settings)
+    yield Chosen(champion, challenger)
+
+
+class _Candidate:
+    """One candidate, and the table that it is trained on."""
+
+    def __init__(self, name: str, table: Table, settings: Settings) -> None:
+        self.name, self.family, self.settings = name, FAMILIES[name], settings
+        self.X, self.y = table.X, table.y
+        self.scorer, self.task = scorer_of(settings), _task(settings)
+
+    def train(self) -> Iterator[Event]:
+        """Yield the candidate's events, from Started to Fitted."""
+        began = time.perf_counter()
+        yield Started(self.name)
+        threads = None if len(self.y) >= ROWS_WORTH_THREADS else 1
+        with warnings.catch_warnings(), threadpool_limits(threads, user_api="openmp"), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            try:
+                parameters = yield from self._tune()
+                scores, out_of_fold = yield from self._validate(parameters)
+                yield from self._fit(parameters, scores, out_of_fold, began)
+            except ValueError as e:
+                # scikit-learn's error for a table that a family cannot fit, such as a target that is always 0.
+                reason = f"{self.name} cannot be fitted to this table: {e}; leave it out of training.candidates"
+                raise BadTraining(reason) from e
+
+    def _tune(self) -> Generator[Event, None, Parameters]:
+        """Try the grid; return the parameters of the best mean r2.
+
+        The folds are not shuffled. The first of equals wins.
+        """
+        if not self.family.grid:
+            return {}
+        X, y = self.X, self.y
+        scores: dict[str, list[float]] = {}
+        tried: dict[str, Parameters] = {}
+        for train_rows, test_rows in KFold(GRID_FOLDS).split(X):
+            for parameters, predicted in self.family.trials(self.task, X[train_rows], y[train_rows], X[test_rows]):
+                tried[repr(parameters)] = parameters
+                scores.setdefault(repr(parameters), []).append(r2(y[test_rows], predicted))
+                yield Step(self.name, "grid")
+        best = tried[max(scores, key=lambda trial: float(np.mean(scores[trial])))]
+        yield Tuned(self.name, best)
+        return best
+
+    def _validate(self, parameters: Parameters) -> Generator[Event, None, tuple[Scores, Array]]:
+        """Cross-validate; return the mean scores and the first repeat's predictions, shape (n,)."""
+        X, y = self.X, self.y
+        repeats: list[Scores] = []
+        out_of_fold = np.empty(0)
+        for repeat in range(self.settings.training.repeats):
+            predicted = np.empty(len(y))
+            for train_rows, test_rows in _folds(self.settings, repeat).split(X):
+                estimator = self.family.make(self.task, parameters, X[train_rows])
+                estimator.fit(X[train_rows], y[train_rows])
+                predicted[test_rows] = estimator.predict(X[test_rows])
+                yield Step(self.name, "fold")
+            if not np.isfinite(predicted).all():
+                raise ValueError("its predictions are not finite")
+            repeats.append(self.scorer.scores(y, predicted))
+            out_of_fold = predicted if repeat == 0 else out_of_fold
+            yield Validated(self.name, repeat + 1, Scores.mean(repeats))
+        return Scores.mean(repeats), self.scorer.clip(out_of_fold)
+
+    def _fit(self, parameters: Parameters, scores: Scores, out_of_fold: Array, began: float) -> Iterator[Event]:
+        """Fit on all rows. began: the start of the candidate, by `time.perf_counter`."""
+        X, y, seed = self.X, self.y, self.settings.training.seed
+        sample = _sample(len(y), seed)
+        estimator = self.family.make(self.task, parameters, X)
+        epoch = 0
+        for predicted in self.family.fit(estimator, X, y, X[sample]):
+            epoch += 1
+            yield Epoch(self.name, epoch, self.scorer.loss(y[sample], predicted))
+        yield Step(self.name, "model")
+        yield Fitted(
+            candidate=self.name,
+            estimator=estimator,
+            parameters=parameters,
+            scores=scores,
+            out_of_fold=out_of_fold,
+            training_loss=self.scorer.loss(y, estimator.predict(X)),
+            epochs=epoch,
+            seconds=time.perf_counter() - began,
+            importances=_importances(estimator, X[sample], y[sample], self.settings.schema_, seed),
+        )
+
+
+def _choose(fitted: list[Fitted], settings: Settings) -> tuple[Fitted, Fitted | None]:
+    """Return the champion, and the challenger if there is to be one."""
+    ranked = sorted(fitted, key=lambda candidate: candidate.scores.mae)
+    named = {candidate.candidate: candidate for candidate in fitted}
+    training = settings.training
+    best = next((c for c in ranked if c.candidate != training.challenger), ranked[0])
+    champion = best if training.champion == "best" else named[training.champion]
+    rest = [candidate for candidate in ranked if candidate is not champion]
+    if training.challenger == "none" or (training.challenger == "second" and not rest):
+        return champion, None
+    return champion, rest[0] if training.challenger == "second" else named[training.challenger]
+
+
+def _check(table: Table, settings: Settings) -> None:
+    training = settings.training
+    least = max(2 * GRID_FOLDS, 2 * training.folds)
+    if len(table.y) < least:
+        raise BadTraining(f"{table.path} has {len(table.y)} usable rows; {training.folds} folds need at least {least}")
+    for role in (training.champion, training.challenger):
+        if role not in {"best", "second", "none", *training.candidates}:
+            known = ", ".join(training.candidates)
+            raise BadTraining(f"{role} cannot serve, since it is no candidate; training.candidates has {known}")
+    if training.champion == training.challenger:
+        raise BadTraining(f"{training.champion} cannot be both champion and challenger")
+
+
+def _constant(table: Table, settings: Settings) -> Scores:
+    """Return the out-of-fold scores of always predicting the median."""
+    repeats = []
+    for repeat in range(settings.training.repeats):
+        predicted = np.empty(len(table.y))
+        for train_rows, test_rows in _folds(settings, repeat).split(table.X):
+            predicted[test_rows] = np.median(table.y[train_rows])
+        repeats.append(scorer_of(settings).scores(table.y, predicted))
+    return Scores.mean(repeats)
+
+
+def _folds(settings: Settings, repeat: int) -> Any:
+    seed = (settings.training.seed + repeat) % 2**32
+    return KFold(settings.training.folds, shuffle=True, random_state=seed)
+
+
+def _task(settings: Settings) -> Task:
+    return Task(
+        monotone=settings.schema_.monotone,
+        log=settings.scores.loss == "squared_log_error",
+        counts=settings.model.min is not None and settings.model.min >= 0,
+        seed=settings.training.seed,
+    )
+
+
+def _sample(rows: int, seed: int) -> Any:
+    """Return at most 10,000 row indices, for losses and importances."""
+    if rows <= SAMPLE_ROWS:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(seed).choice(rows, SAMPLE_ROWS, replace=False))
+
+
+def _importances(estimator: Any, X: Array, y: Array, schema: Schema, seed: int) -> Mapping[str, float]:
+    """Return the mean absolute error's growth when a column is shuffled."""
+    found = permutation_importance(estimator, X, y, scoring="neg_mean_absolute_error", n_repeats=5, random_state=seed)
+    return dict(zip(schema.columns, map(float, found.importances_mean), strict=True))

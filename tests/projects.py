@@ -1,0 +1,117 @@
+"""Settings and tables of the small projects that tests train."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+ROUTE = {"time_spent": 30, "doors_in_route": 50, "assessed_value": 200000}
+
+
+NUMBER = 6091 / 276  # 22.068840579710145, every digit
+
+
+SETTINGS = """
+[model]
+name = "made"
+target = "bags"
+min = 0.0
+
+[[features]]
+name = "time_spent"
+min = 0.0
+max = 1440.0
+monotone = "up"
+
+[[features]]
+name = "doors_in_route"
+min = 0.0
+max = 10000.0
+
+[[features]]
+name = "assessed_value"
+min = 0.0
+max = 1e9
+
+[training]
+data = "made.csv"
+candidates = ["linear", "decision_tree"]
+champion = "decision_tree"
+challenger = "linear"
+repeats = 1
+"""
+
+
+MIXED = """
+[model]
+name = "mixed"
+target = "change"
+
+[[features]]
+name = "share"
+min = -1.0
+max = 1.0
+
+[[features]]
+name = "balance"
+
+[[features]]
+name = "people"
+type = "int"
+min = 0
+max = 50
+
+[[features]]
+name = "zone"
+type = "category"
+values = ["north", "South, west", "été \\"2\\""]
+
+[training]
+data = "mixed.csv"
+candidates = ["linear", "decision_tree"]
+champion = "linear"
+challenger = "decision_tree"
+folds = 2
+repeats = 1
+
+[scores]
+loss = "standardised_squared_error"
+accuracy = { within = 10.0 }
+"""
+
+
+ZONES = ("north", "South, west", 'été "2"')
+
+
+def write_mixed_table(path: Path) -> None:
+    """Make 200 rows of every type of feature; targets can be negative."""
+    random = np.random.default_rng(0)
+    share, balance = random.uniform(-1, 1, 200), random.normal(0, 1e6, 200)
+    people, zone = random.integers(0, 51, 200), random.integers(0, 3, 200)
+    change = 40 * share + balance / 1e5 - people + 10 * zone
+    rows = zip(
+        share.tolist(), balance.tolist(), people.tolist(), [ZONES[i] for i in zone], change.tolist(), strict=True
+    )
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["share", "balance", "people", "zone", "change"], *rows])
+
+
+def write_made_table(path: Path) -> None:
+    """Make 600 rows that any tree splits into two groups.
+
+    276 of them are alike, and their bags sum to 6091.
+    """
+    random = np.random.default_rng(0)
+    alike = [[30, 50, 200000, 23 if i < 19 else 22] for i in range(276)]
+    others = [
+        [t, d, v, t // 2 + d // 20] for t, d, v in random.integers((100, 60, 100000), (300, 900, 900000), (324, 3))
+    ]
+    rows = [*alike, *others]
+    random.shuffle(rows)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["time_spent", "doors_in_route", "assessed_value", "bags"], *rows])

@@ -323,7 +323,7 @@ def test_partial_csv_has_the_predictions_and_the_reasons(routes):
 
     assert (207, "text/csv") == (response.status_code, response.headers["Content-Type"])
     assert [
-        ["prediction", "fault"],
+        ["prediction", "problem"],
         [repr(NUMBER), ""],
         ["", "line 5, column 'time_spent': wanted a number from 0 to 1,440, got 'minutes'"],
         [
@@ -333,6 +333,36 @@ def test_partial_csv_has_the_predictions_and_the_reasons(routes):
         ],
         [repr(NUMBER), ""],
     ] == list(csv.reader(io.StringIO(response.text, newline="")))
+
+
+def test_csv_comes_back_with_its_columns_and_refused_rows_in_their_place(routes):
+    text = (
+        'assessed_value;time_spent;doors_in_route;note\n200000;30;50;"gate;\ncode"\n200000;soon;50;=1+1\n200000;30;50\n'
+    )
+
+    response = send_csv(routes, text, "?partial=true&detail=true&columns=all")
+
+    assert (207, "text/csv") == (response.status_code, response.headers["Content-Type"])
+    id_ = response.headers["X-Prediction-Id"]
+    reason = "line 4, column 'time_spent': wanted a number from 0 to 1,440, got 'soon'"
+    assert [
+        ["assessed_value", "time_spent", "doors_in_route", "note", "prediction", "prediction_id", "version", "problem"],
+        ["200000", "30", "50", "gate;\ncode", repr(NUMBER), f"{id_}-0", "1", ""],
+        ["200000", "soon", "50", "'=1+1", "", f"{id_}-1", "1", reason],
+        ["200000", "30", "50", "", repr(NUMBER), f"{id_}-2", "1", ""],
+    ] == list(csv.reader(io.StringIO(response.text, newline=""), delimiter=";"))
+
+
+def test_all_columns_are_refused_where_they_cannot_come_back(routes):
+    taken = send_csv(routes, "time_spent,doors_in_route,assessed_value,Prediction\n30,50,200000,1\n", "?columns=all")
+    json_body = routes.post("/v1/predict?columns=all", json=[ROUTE])
+    unknown = send_csv(routes, FILE, "?columns=some")
+
+    said = "the table has a column 'prediction' already; rename it, or leave out columns=all"
+    assert (422, said) == (taken.status_code, taken.json()["errors"][0]["detail"])
+    said = "columns=all is for a body of text/csv, got 'application/json'"
+    assert (400, said) == (json_body.status_code, json_body.json()["detail"])
+    assert (400, "columns is new or all, got 'some'") == (unknown.status_code, unknown.json()["detail"])
 
 
 def test_partial_of_a_table_without_faults_is_200(routes):
@@ -383,7 +413,7 @@ def test_partial_arrow_has_a_null_and_a_reason(routes):
         "prediction": [NUMBER, None],
         "prediction_id": [f"{id_}-0", f"{id_}-1"],
         "version": [1, 1],
-        "fault": [None, "row 1, column 'time_spent': wanted a number from 0 to 1,440, got null"],
+        "problem": [None, "row 1, column 'time_spent': wanted a number from 0 to 1,440, got null"],
     } == pa.ipc.open_stream(response.content).read_all().to_pydict()
 
 

@@ -218,7 +218,7 @@ def test_parquet_in_and_out_keeps_every_column_and_its_type(home):
 
     assert (0, "") == (done.returncode, done.stderr)
     scored = pq.read_table(home / "out.parquet")
-    assert table == scored.drop_columns("prediction")
+    assert table == scored.drop_columns(["prediction", "problem"])
     assert table.schema.metadata == scored.schema.metadata
     assert NUMBER == scored["prediction"][0].as_py()
     assert pa.float64() == scored["prediction"].type
@@ -233,7 +233,20 @@ def test_refused_rows_are_named_by_their_position(home):
         'row,column,reason\n0,time_spent,"wanted a number from 0 to 1,440, got -1.0"\n'
         == (home / "out.parquet.faults.csv").read_text()
     )
-    assert [None] == pq.read_table(home / "out.parquet")["note"].to_pylist()
+    scored = pq.read_table(home / "out.parquet")
+    reason = "row 0, column 'time_spent': wanted a number from 0 to 1,440, got -1.0"
+    assert ROUTES["note"].to_pylist() == scored["note"].to_pylist()
+    assert [True, False] == [value is None for value in scored["prediction"].to_pylist()]
+    assert [reason, None] == scored["problem"].to_pylist()
+
+
+def test_refused_rows_of_parquet_can_be_left_out(home):
+    pq.write_table(ROUTES.set_column(0, "time_spent", pa.array([-1.0, 30.0])), home / "in.parquet")
+
+    assert 3 == gleaner("score", "in.parquet", "out.parquet", "--drop-refused", folder=home).returncode
+    scored = pq.read_table(home / "out.parquet")
+    assert [*ROUTES.column_names, "prediction"] == scored.column_names
+    assert [30.0] == scored["time_spent"].to_pylist()
 
 
 def test_parquet_becomes_csv_with_formulas_marked(home):
@@ -242,8 +255,8 @@ def test_parquet_becomes_csv_with_formulas_marked(home):
 
     assert 0 == gleaner("score", "in.parquet", "out.csv", folder=home).returncode
     rows = list(csv.reader((home / "out.csv").read_text().splitlines()))
-    assert [*ROUTES.column_names, "prediction"] == rows[0]
-    assert ["30", "'=1+1", "50", "200000", "2023-09-27", repr(NUMBER)] == rows[1]
+    assert [*ROUTES.column_names, "prediction", "problem"] == rows[0]
+    assert ["30", "'=1+1", "50", "200000", "2023-09-27", repr(NUMBER), ""] == rows[1]
     assert ["250", "", "700", "900000", ""] == rows[2][:5]
 
 
@@ -252,22 +265,22 @@ def test_csv_becomes_parquet_with_its_cells_as_text(home):
 
     assert 0 == gleaner("score", "in.csv", "out.parquet", folder=home).returncode
     scored = pq.read_table(home / "out.parquet")
-    assert ["=x", "30", "5e1", "200000", NUMBER] == list(scored.to_pylist()[0].values())
-    assert ["", "30", "50", "200000", NUMBER] == list(scored.to_pylist()[1].values())
+    assert ["=x", "30", "5e1", "200000", NUMBER, None] == list(scored.to_pylist()[0].values())
+    assert ["", "30", "50", "200000", NUMBER, None] == list(scored.to_pylist()[1].values())
 
 
 def test_parquet_is_read_from_and_written_to_pipes(home):
     command = [sys.executable, "-m", "gleaner", "score", "--format", "parquet", "-", "-"]
     done = subprocess.run(command, cwd=home, input=parquet(ROUTES).read(), capture_output=True, timeout=60, check=True)
 
-    assert ROUTES == pq.read_table(io.BytesIO(done.stdout)).drop_columns("prediction")
+    assert ROUTES == pq.read_table(io.BytesIO(done.stdout)).drop_columns(["prediction", "problem"])
 
 
 def test_a_table_without_rows_comes_back_without_rows(home):
     pq.write_table(ROUTES.slice(0, 0), home / "in.parquet")
 
     assert 0 == gleaner("score", "in.parquet", "out.parquet", folder=home).returncode
-    assert (0, 6) == pq.read_table(home / "out.parquet").shape
+    assert (0, 7) == pq.read_table(home / "out.parquet").shape
 
 
 @pytest.mark.parametrize("content", [b"", b"time_spent\n1\n", b"PAR1" + b"\0" * 100 + b"PAR1"])

@@ -145,8 +145,8 @@ def test_a_table_comes_back_with_the_exact_prediction_of_each_row(score, home):
     assert done.out.startswith("out.csv: 2 rows predicted by version 1, decision_tree, in ")
     with (home / "out.csv").open() as file:
         rows = list(csv.reader(file))
-    assert [*HEADER.split(","), "prediction"] == rows[0]
-    assert ["30", "50", "200000", repr(NUMBER)] == rows[1]
+    assert [*HEADER.split(","), "prediction", "problem"] == rows[0]
+    assert ["30", "50", "200000", repr(NUMBER), ""] == rows[1]
     assert predictions([(30, 50, 200000), (250, 700, 900000)]) == [float(row[3]) for row in rows[1:]]
     assert [".gleaner", "gleaner.toml", "in.csv", "out.csv"] == names(home)
 
@@ -218,16 +218,17 @@ def test_a_version_is_tested_before_its_first_use_only(score, home):
     [
         (
             b"note;time_spent;doors_in_route;assessed_value\r\n\xe4;30;50;200000\r\n",
-            b"note;time_spent;doors_in_route;assessed_value;prediction\r\n\xe4;30;50;200000;%s\r\n",
+            b"note;time_spent;doors_in_route;assessed_value;prediction;problem\r\n\xe4;30;50;200000;%s;\r\n",
         ),
         (
             b"\xef\xbb\xbftime_spent\tdoors_in_route\tassessed_value\tnote\n30\t50\t200000\t\xc3\xa4\n",
-            b"\xef\xbb\xbftime_spent\tdoors_in_route\tassessed_value\tnote\tprediction\n30\t50\t200000\t\xc3\xa4\t%s\n",
+            b"\xef\xbb\xbftime_spent\tdoors_in_route\tassessed_value\tnote\tprediction\tproblem\n"
+            b"30\t50\t200000\t\xc3\xa4\t%s\t\n",
         ),
         (
             b'assessed_value,note,doors_in_route,time_spent\n 2e5 ,"a, ""b""\nc",5.0e1,+30\n\n200000.,,50,30',
-            b'assessed_value,note,doors_in_route,time_spent,prediction\n 2e5 ,"a, ""b""\nc",5.0e1,+30,%s\n'
-            b"200000.,,50,30,%s\n",
+            b'assessed_value,note,doors_in_route,time_spent,prediction,problem\n 2e5 ,"a, ""b""\nc",5.0e1,+30,%s,\n'
+            b"200000.,,50,30,%s,\n",
         ),
     ],
 )
@@ -243,14 +244,14 @@ def test_a_prediction_stands_under_its_name_in_short_and_long_rows(score, home):
     (home / "in.csv").write_text(f"{HEADER},note\n30,50,200000\n30,50,200000,x,,\n")
 
     assert 0 == score("in.csv", "out.csv").code
-    assert f"30,50,200000,,{NUMBER!r}\n30,50,200000,x,{NUMBER!r}\n" in (home / "out.csv").read_text()
+    assert f"30,50,200000,,{NUMBER!r},\n30,50,200000,x,{NUMBER!r},\n" in (home / "out.csv").read_text()
 
 
 def test_a_table_without_rows_comes_back_without_rows(score, home):
     (home / "in.csv").write_text(f"{HEADER}\n\n")
     done = score("in.csv", "out.csv")
 
-    assert (0, f"{HEADER},prediction\n") == (done.code, (home / "out.csv").read_text())
+    assert (0, f"{HEADER},prediction,problem\n") == (done.code, (home / "out.csv").read_text())
 
 
 def test_an_existing_column_is_not_overwritten(score, home):
@@ -260,7 +261,7 @@ def test_an_existing_column_is_not_overwritten(score, home):
     assert "error: in.csv, line 1: has a column 'prediction' already; give --column another name\n" == done.err
     assert 1 == done.code
     assert 0 == score("in.csv", "out.csv", "--column", "bags").code
-    assert f"{HEADER}, Prediction,bags\n30,50,200000,1,{NUMBER!r}\n" == (home / "out.csv").read_text()
+    assert f"{HEADER}, Prediction,bags,problem\n30,50,200000,1,{NUMBER!r},\n" == (home / "out.csv").read_text()
 
 
 def test_a_column_name_outside_the_tables_encoding_is_refused(score, home):
@@ -278,23 +279,36 @@ def test_the_outcome_is_available_as_json(score, home):
     assert 3 == done.code
     assert outcome.pop("seconds") > 0
     expected = {"in": "in.csv", "out": "out.csv", "rows": 2, "refused": 1, "faults": "out.csv.faults.csv"}
+    assert [{"column": "time_spent", "kind": "not accepted", "count": 1}] == outcome.pop("faults_by_column")
     assert {**expected, "version": 1, "candidate": "decision_tree"} == outcome
 
 
 # Rows that are refused
 
 
-def test_refused_rows_are_written_with_line_and_reason_and_the_exit_code_is_3(score, home):
+def test_refused_rows_come_back_in_their_place_with_the_problem_and_the_exit_code_is_3(score, home):
     (home / "in.csv").write_text(f'{HEADER},note\n30,50,200000,"a\nb"\nx,,1\n30,50,200000,\n1,200,50,200000,5\n')
 
     done = score("in.csv", "out.csv")
 
     assert 3 == done.code
-    assert "2 rows refused; out.csv.faults.csv says why\n" in done.out
-    assert (
-        f'{HEADER},note,prediction\n30,50,200000,"a\nb",{NUMBER!r}\n30,50,200000,,{NUMBER!r}\n'
-        == (home / "out.csv").read_text()
-    )
+    said = "2 rows refused: column 5 1 not accepted, doors_in_route 1 empty, time_spent 1 not accepted\n"
+    assert f"{said}out.csv.faults.csv says why\n" in done.out
+    with (home / "out.csv").open(newline="") as file:
+        assert [
+            [*HEADER.split(","), "note", "prediction", "problem"],
+            ["30", "50", "200000", "a\nb", repr(NUMBER), ""],
+            [
+                *("x", "", "1", "", ""),
+                "line 4, column 'time_spent': wanted a number from 0 to 1,440, got 'x'; "
+                "line 4, column 'doors_in_route': wanted a number from 0 to 10,000, got an empty cell",
+            ],
+            ["30", "50", "200000", "", repr(NUMBER), ""],
+            [
+                *("1", "200", "50", "200000", ""),
+                "line 6, column '5': wanted nothing beyond the 4 columns of the header, got '5'",
+            ],
+        ] == list(csv.reader(file))
     with (home / "out.csv.faults.csv").open() as file:
         rows = list(csv.reader(file))
     assert [
@@ -305,6 +319,22 @@ def test_refused_rows_are_written_with_line_and_reason_and_the_exit_code_is_3(sc
     ] == rows
 
 
+def test_refused_rows_can_be_left_out(score, home):
+    (home / "in.csv").write_text(f"{HEADER}\nx,50,200000\n30,50,200000\n")
+
+    assert 3 == score("in.csv", "out.csv", "--drop-refused").code
+    assert f"{HEADER},prediction\n30,50,200000,{NUMBER!r}\n" == (home / "out.csv").read_text()
+    assert "2,time_spent," in (home / "out.csv.faults.csv").read_text()
+
+
+def test_a_column_named_problem_is_not_overwritten(score, home):
+    (home / "in.csv").write_text(f"{HEADER}, Problem\n30,50,200000,none\n")
+
+    said = "in.csv, line 1: has a column 'problem' already; rename it, or give --drop-refused\n"
+    assert f"error: {said}" == score("in.csv", "out.csv").err
+    assert 0 == score("in.csv", "out.csv", "--drop-refused").code
+
+
 def test_every_fault_is_written(score, home):
     (home / "in.csv").write_text(f"{HEADER}\n" + "x,y,z\n30,50,200000\n" * 5_000)
 
@@ -312,14 +342,15 @@ def test_every_fault_is_written(score, home):
     with (home / "out.csv.faults.csv").open() as file:
         lines = [int(row[0]) for row in list(csv.reader(file))[1:]]
     assert [line for i in range(5_000) for line in [2 + 2 * i] * 3] == lines
-    assert 5_001 == len((home / "out.csv").read_text().splitlines())
+    assert 10_001 == len((home / "out.csv").read_text().splitlines())
 
 
-def test_a_table_of_refused_rows_gives_a_header_and_the_reasons(score, home):
+def test_a_table_of_refused_rows_comes_back_with_the_reasons(score, home):
     (home / "in.csv").write_text(f"{HEADER}\nx,1,1\n")
 
     assert 3 == score("in.csv", "out.csv").code
-    assert f"{HEADER},prediction\n" == (home / "out.csv").read_text()
+    reason = "line 2, column 'time_spent': wanted a number from 0 to 1,440, got 'x'"
+    assert f'{HEADER},prediction,problem\nx,1,1,,"{reason}"\n' == (home / "out.csv").read_text()
     assert (home / "out.csv.faults.csv").exists()
 
 
@@ -565,9 +596,10 @@ def test_only_the_table_goes_through_the_pipe(home):
         out, err = process.communicate(body, timeout=60)
 
     assert 3 == process.returncode
-    assert f"note,time_spent,doors_in_route,assessed_value,prediction\né,30,50,200000,{NUMBER!r}\n" == out
+    kept, refused = f"é,30,50,200000,{NUMBER!r},\n", 'x,y,1,1,,"line 3, '
+    assert out.startswith(f"note,time_spent,doors_in_route,assessed_value,prediction,problem\n{kept}{refused}")
     assert err.startswith("-: 1 row predicted by version 1, decision_tree, in ")
-    assert err.endswith("1 row refused; --faults PATH would say why\n")
+    assert err.endswith("1 row refused: time_spent 1 not accepted\n--faults PATH would say why\n")
     assert [".gleaner", "gleaner.toml"] == names(home)
 
 
@@ -575,7 +607,7 @@ def test_faults_of_a_pipe_go_into_the_named_file(home):
     with start("-", "-", "--faults", "why.csv", "--json", home=home, stdin=subprocess.PIPE) as process:
         out, err = process.communicate(BODY + "x,1,1\n", timeout=60)
 
-    assert 3 == len(out.splitlines())
+    assert 4 == len(out.splitlines())
     assert 1 == json.loads(err)["refused"]
     assert (
         "line,column,reason\n4,time_spent,\"wanted a number from 0 to 1,440, got 'x'\"\n"

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,9 @@ from gleaner.programs.terminal import count
 from gleaner.scoring.csv import CsvWriter, FaultsFile, open_csv_source
 from gleaner.scoring.output import Output, Writer, check_paths
 from gleaner.scoring.score import score as score_table
-from gleaner.scoring.source import PIPE, Source, check_column, open_source
+from gleaner.scoring.source import PIPE, Source, new_columns, open_source
 from gleaner.settings.load import load_settings
+from gleaner.table.tables import Tally, tally_text
 
 _FORMAT = click.Choice(["csv", "parquet"])
 
@@ -36,6 +37,7 @@ _FORMAT = click.Choice(["csv", "parquet"])
 @click.option("--alias", default="champion", show_default=True, help="The alias whose version predicts.")
 @click.option("--version", type=int, help="The version that predicts; overrides --alias.")
 @click.option("--column", default="prediction", show_default=True, help="The name of the column of predictions.")
+@click.option("--drop-refused", "drops_refused", is_flag=True, help="Leave refused rows out of OUT.")
 @click.option("--faults", type=PATH, help="The file of refused rows; default: OUT.faults.csv.")
 @click.option("--format", "piped", type=_FORMAT, default="csv", show_default=True, help="The format of `-`.")
 @json_option
@@ -47,15 +49,16 @@ def score(
     alias: str,
     version: int | None,
     column: str,
+    drops_refused: bool,
     faults: Path | None,
     piped: str,
     as_json: bool,
 ) -> None:
     """Predict every row of a CSV or Parquet file.
 
-    Reads the table IN, and writes it to OUT with one more column. A name that ends in .parquet is Parquet, any other
-    is CSV, and `-` is a pipe. OUT.faults.csv gets the refused rows, each with its line and the reason; the exit code
-    is then 3.
+    Reads the table IN, and writes every row to OUT with its prediction. A refused row has no prediction, and the
+    column `problem` says why. A name that ends in .parquet is Parquet, any other is CSV, and `-` is a pipe.
+    OUT.faults.csv gets every fault with its line; the exit code is then 3.
     """
     began = time.monotonic()
     store = open_store(load_settings(config))
@@ -67,8 +70,9 @@ def score(
     formats = {path: piped if path == PIPE else path.suffix.lower().lstrip(".") for path in (source, out)}
     is_parquet = {path: name in {"parquet", "pq"} for path, name in formats.items()}
     _exit_on_signals()
+    name_columns = partial(new_columns, column=column, drops_refused=drops_refused)
     with ExitStack() as stack:
-        table, writer, output = _open_tables(stack, source, out, column, is_parquet)
+        table, writer, output = _open_tables(stack, source, out, is_parquet, name_columns)
         refused = stack.enter_context(FaultsFile(faults, table.place, is_named=is_named))
         meter = stack.enter_context(Meter(quiet=as_json))
         for progress in score_table(table, loaded, writer, output, refused):
@@ -78,6 +82,9 @@ def score(
         "out": str(out),
         "rows": progress.rows,
         "refused": progress.refused,
+        "faults_by_column": [
+            {"column": name, "kind": kind, "count": number} for (name, kind), number in progress.tally.items()
+        ],
         "faults": str(faults) if faults and (is_named or progress.refused) else None,
         "version": loaded.version,
         "candidate": loaded.manifest.candidate,
@@ -85,13 +92,17 @@ def score(
     }
     # With OUT a pipe, standard output belongs to its rows.
     echo = partial(click.echo, err=out == PIPE)
-    echo(json.dumps(outcome, indent=2) if as_json else _summary(outcome))
+    echo(json.dumps(outcome, indent=2) if as_json else _summary(outcome, progress.tally))
     if progress.refused:
         sys.exit(DONE_IN_PART)
 
 
 def _open_tables(
-    stack: ExitStack, source: Path, out: Path, column: str, is_parquet: Mapping[Path, bool]
+    stack: ExitStack,
+    source: Path,
+    out: Path,
+    is_parquet: Mapping[Path, bool],
+    name_columns: Callable[[Source], list[str]],
 ) -> tuple[Source, Writer, Output]:
     """Open the source and the output; the stack closes both."""
     if any(is_parquet.values()):
@@ -105,18 +116,18 @@ def _open_tables(
     else:
         table = plain = stack.enter_context(open_csv_source(file, name))
         like = plain.file
-    check_column(table, column)
+    columns = name_columns(table)
     if is_parquet[out]:
-        return table, ParquetWriter(output, table, column), output
-    return table, CsvWriter(output, table.header, column, like), output
+        return table, ParquetWriter(output, table, columns), output
+    return table, CsvWriter(output, table.header, columns, like), output
 
 
-def _summary(outcome: Mapping[str, Any]) -> str:
+def _summary(outcome: Mapping[str, Any], tally: Tally) -> str:
     by = f"version {outcome['version']}, {outcome['candidate']}"
     text = f"{outcome['out']}: {count(outcome['rows'], 'row')} predicted by {by}, in {outcome['seconds']:.1f} s"
     if outcome["refused"]:
         reasons = f"{outcome['faults']} says why" if outcome["faults"] else "--faults PATH would say why"
-        text += f"\n{count(outcome['refused'], 'row')} refused; {reasons}"
+        text += f"\n{count(outcome['refused'], 'row')} refused: {tally_text(tally)}\n{reasons}"
     return text
 
 

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import codecs
-import csv
-import io
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
-from typing import BinaryIO, Literal, Self
+from typing import BinaryIO, Self
 
 from gleaner.errors import Unwritable
 from gleaner.scoring.output import Output
 from gleaner.table.csv import CsvFile, open_csv, read_rows
+from gleaner.table.csv_text import csv_text, disarm, padded
 from gleaner.table.numbers import Array
 from gleaner.table.schema import Schema
 from gleaner.table.tables import Chunk, RefusedRow
-
-# A cell that a spreadsheet would run as a formula, unless it is a number, in a text with NUL before every cell.
-# Source: https://owasp.org/www-community/attacks/CSV_Injection, with the full-width signs that some programs
-# read like the plain ones.
-_FORMULA = re.compile(
-    "\0(?=\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n])"
-    "(?!\\s*[+-]?[0-9.,]*[0-9][0-9.,]*(?:[eE][+-]?[0-9]+)?%?\\s*(?:\0|\\Z))"
-)
 
 
 class CsvSource:
@@ -46,37 +37,46 @@ class CsvSource:
 
 
 class CsvWriter:
-    """A writer of CSV: the input's cells, then the prediction.
+    """A writer of CSV: the input's cells, then the columns of `new_columns`.
 
     The digits of a prediction read back as the same number. A text that a spreadsheet would run as a formula gets
     a `'` before it, which spreadsheets read as "this is text"; numbers stay as they are.
     """
 
-    def __init__(self, output: Output, header: Sequence[str], column: str, like: CsvFile | None = None) -> None:
+    def __init__(self, output: Output, header: Sequence[str], columns: Sequence[str], like: CsvFile | None) -> None:
         """Write the header.
 
-        column: the name of the predictions' column.
+        columns: the names of the columns to add; without the second one, refused rows are dropped.
         like: a CSV file whose delimiter, encoding, byte order mark and line ends are kept.
         Raises Unwritable.
         """
         self._output, self._width = output, len(header)
+        self._keeps_refused = len(columns) > 1
         self._encoding = like.encoding if like else "utf-8"
         self._delimiter, self._end = (like.delimiter, like.line_end) if like else (",", "\n")
         if like and like.marked:
             output.write(codecs.BOM_UTF8)
-        self._write([header], [column])
+        self._write([header], [columns])
 
     def write(self, chunk: Chunk, predictions: Array) -> None:
-        self._write(padded(chunk.cells, self._width), [repr(prediction) for prediction in predictions.tolist()])
+        numbers = map(repr, predictions.tolist())
+        if not chunk.refused:
+            empty = [""] * self._keeps_refused
+            self._write(chunk.cells, [[number, *empty] for number in numbers])
+        elif self._keeps_refused:
+            problems = chunk.problems()
+            self._write(chunk.cells, [["" if problem else next(numbers), problem] for problem in problems])
+        else:
+            self._write(list(compress(chunk.cells, chunk.accepted)), [[number] for number in numbers])
 
     def close(self) -> None:
         pass
 
-    def _write(self, rows: Sequence[Sequence[str]], last: Sequence[str]) -> None:
+    def _write(self, rows: Sequence[Sequence[str]], more: Sequence[Sequence[str]]) -> None:
         try:
-            rows = disarm(rows, self._width)
-            text = csv_text([[*row, cell] for row, cell in zip(rows, last, strict=True)], self._delimiter, self._end)
-            self._output.write(text.encode(self._encoding))
+            rows = disarm(padded(rows, self._width), self._width)
+            lines = [[*row, *cells] for row, cells in zip(rows, more, strict=True)]
+            self._output.write(csv_text(lines, self._delimiter, self._end).encode(self._encoding))
         except UnicodeEncodeError as e:
             reason = f"{e.object[e.start : e.end]!r} cannot be written in the table's own encoding, {self._encoding}"
             raise Unwritable(self._output.name, reason) from e
@@ -148,37 +148,3 @@ def open_csv_source(file: BinaryIO, name: Path | str) -> Iterator[CsvSource]:
     """Open a seekable file as CSV. Raises BadTable."""
     with open_csv(file, str(name)) as opened:
         yield CsvSource(opened, os.fstat(file.fileno()).st_size)
-
-
-def padded(rows: Sequence[Sequence[str]], width: int) -> Sequence[Sequence[str]]:
-    """Return rows of `width` cells.
-
-    A row may end early, or have empty cells beyond the header.
-    """
-    return [row if len(row) == width else [*row[:width], *[""] * (width - len(row))] for row in rows]
-
-
-def disarm(rows: Sequence[Sequence[str]], width: int) -> Sequence[Sequence[str]]:
-    """Return rows with a `'` before each text that is a formula.
-
-    rows: rows of `width` cells.
-    Raises ValueError if a cell has a NUL character.
-    """
-    text = "\0" + "\0".join(map("\0".join, rows))
-    if text.count("\0") != width * len(rows):
-        raise ValueError
-    safe, found = _FORMULA.subn("\0'", text)
-    if not found:
-        return rows
-    cells = safe[1:].split("\0")
-    return [cells[i : i + width] for i in range(0, len(cells), width)]
-
-
-def csv_text(rows: Sequence[Sequence[str]], delimiter: str, end: str) -> str:
-    """Return rows as CSV, with quotes where they are needed."""
-    text = io.StringIO(newline="")
-    # Python before 3.13 does not quote a carriage return inside a cell, and does not read the cell back then.
-    is_bare = end == "\n" and "\r" in "".join(map("".join, rows))
-    quoting: Literal[0, 1] = csv.QUOTE_ALL if is_bare else csv.QUOTE_MINIMAL
-    csv.writer(text, delimiter=delimiter, lineterminator=end, quoting=quoting).writerows(rows)
-    return text.getvalue()

@@ -22,7 +22,11 @@ class Writer(Protocol):
     """A writer of chunks and their predictions in one format."""
 
     def write(self, chunk: Chunk, predictions: Array) -> None:
-        """Write the accepted rows of a chunk. Raises Unwritable."""
+        """Write the rows of a chunk.
+
+        predictions: (m,) the predictions of the accepted rows.
+        Raises Unwritable.
+        """
 
     def close(self) -> None:
         """Write the end of the table. Raises Unwritable."""

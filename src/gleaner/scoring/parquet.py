@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gleaner.errors import BadTable, Fault, Unwritable, wanted
-from gleaner.scoring.csv import padded
 from gleaner.scoring.output import Output
 from gleaner.scoring.source import Source
+from gleaner.table.csv_text import padded
 from gleaner.table.feature import Feature
 from gleaner.table.messages import show_cell
 from gleaner.table.numbers import Array
 from gleaner.table.schema import Schema
-from gleaner.table.tables import Chunk, Header, RefusedRow
+from gleaner.table.tables import EMPTY, WRONG, Chunk, Header, RefusedRow
 
 _BATCH_BYTES, _GROUP_BYTES = 1 << 20, 1 << 24
 _MOST_ROWS = 1 << 16
@@ -82,12 +82,12 @@ class ParquetSource:
             wrong = [column for column in columns if not column.good[i]]
             reasons = [(column.feature, show_cell(column.feature, column.values[i].as_py())) for column in wrong]
             faults = [Fault("row", row, f.name, wanted(f.wanted, got)) for f, got in reasons]
-            refused.append(RefusedRow(row, row, tuple(faults)))
+            kinds = [(c.feature.name, WRONG if c.values[i].is_valid else EMPTY) for c in wrong]
+            refused.append(RefusedRow(row, row, tuple(faults), tuple(kinds)))
         index = self._seen + np.flatnonzero(good)
         X = schema.matrix(np.column_stack([column.numbers for column in columns])[good])
         self._seen += batch.num_rows
-        kept = batch.filter(pa.array(good)) if refused else batch
-        return Chunk(X, index, index, _Rows(kept), tuple(refused))
+        return Chunk(X, index, index, _Rows(batch), tuple(refused))
 
     def _check_type(self, feature: Feature, at: int) -> None:
         kind = self.arrow_schema.field(at).type
@@ -164,15 +164,15 @@ class _Unfinished(pq.ParquetWriter):  # type: ignore[misc]
 
 
 class ParquetWriter:
-    """A writer of Parquet: the input's columns, then the prediction.
+    """A writer of Parquet: the input's columns, then those of `new_columns`.
 
     The columns of a Parquet file keep their types; those of a CSV file become text.
     """
 
-    def __init__(self, output: Output, source: Source, column: str) -> None:
+    def __init__(self, output: Output, source: Source, columns: Sequence[str]) -> None:
         """Begin the file.
 
-        column: the name of the predictions' column.
+        columns: the names of the columns to add; without the second one, refused rows are dropped.
         Raises Unwritable.
         """
         self._output = output
@@ -184,18 +184,29 @@ class ParquetWriter:
             self._before = source.arrow_schema
         else:
             self._before = pa.schema([(name, pa.string()) for name in source.header])
-        self._schema = self._before.append(pa.field(column, pa.float64()))
+        self._schema = self._before
+        for name, kind in zip(columns, (pa.float64(), pa.string()), strict=False):
+            self._schema = self._schema.append(pa.field(name, kind))
+        self._keeps_refused = len(columns) > 1
         self._pending: list[pa.RecordBatch] = []
         with output.writing():
             self._writer = _Unfinished(output.file, self._schema)
 
     def write(self, chunk: Chunk, predictions: Array) -> None:
         if isinstance(chunk.cells, _Rows):
-            columns = chunk.cells.batch.columns
+            batch = chunk.cells.batch
         else:
             rows = padded(chunk.cells, len(self._before))
             columns = [pa.array(cells, pa.string()) for cells in zip(*rows, strict=True)]
-        self._pending.append(pa.RecordBatch.from_arrays([*columns, pa.array(predictions)], schema=self._schema))
+            batch = pa.RecordBatch.from_arrays(columns, schema=self._before)
+        if self._keeps_refused:
+            spread = np.empty(len(chunk.cells))
+            spread[chunk.accepted] = predictions
+            problems = [problem or None for problem in chunk.problems()]
+            added = [pa.array(spread, mask=~chunk.accepted), pa.array(problems, pa.string())]
+        else:
+            batch, added = batch.filter(pa.array(chunk.accepted)), [pa.array(predictions)]
+        self._pending.append(pa.RecordBatch.from_arrays([*batch.columns, *added], schema=self._schema))
         if sum(batch.nbytes for batch in self._pending) >= _GROUP_BYTES:
             self._flush()
 

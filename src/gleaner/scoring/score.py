@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from gleaner.errors import BadArtifact
 from gleaner.model.loading import Loaded
@@ -11,7 +14,7 @@ from gleaner.scoring.csv import FaultsFile
 from gleaner.scoring.output import Output, Writer
 from gleaner.scoring.source import Source
 from gleaner.table.numbers import Array
-from gleaner.table.tables import Chunk
+from gleaner.table.tables import Chunk, Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +23,13 @@ class Progress:
 
     rows: the number of predicted rows.
     refused: the number of refused rows.
+    tally: the number of faults by column and kind.
     done: the share of the table that has been read, from 0 to 1.
     """
 
     rows: int
     refused: int
+    tally: Tally
     done: float
 
 
@@ -36,18 +41,20 @@ def score(source: Source, loaded: Loaded, writer: Writer, output: Output, faults
     Raises BadTable, BadArtifact, Unwritable, Refused.
     """
     rows = refused = 0
+    tally = Counter[tuple[str, str]]()
     for chunk in source.chunks(loaded.manifest.schema):
-        if len(chunk.X):
-            writer.write(chunk, _predict(loaded, chunk, source.place))
+        writer.write(chunk, _predict(loaded, chunk, source.place) if len(chunk.X) else np.empty(0))
         faults.write(chunk.refused)
         rows, refused = rows + len(chunk.X), refused + len(chunk.refused)
-        yield Progress(rows, refused, source.done)
+        for row in chunk.refused:
+            tally.update(row.kinds)
+        yield Progress(rows, refused, tally, source.done)
     writer.close()
     output.finish()
     faults.finish()
     faults.move()
     output.move()
-    yield Progress(rows, refused, 1.0)
+    yield Progress(rows, refused, tally, 1.0)
 
 
 def _predict(loaded: Loaded, chunk: Chunk, place: str) -> Array:

@@ -15,6 +15,7 @@ from gleaner.table.schema import Schema
 from gleaner.table.tables import Chunk, plain_name, unreadable
 
 PIPE = Path("-")
+PROBLEM = "problem"
 _PIECE = 1 << 20
 
 
@@ -38,16 +39,23 @@ class Source(Protocol):
         """Yield its rows. Raises BadTable."""
 
 
-def check_column(source: Source, column: str) -> None:
-    """Raise an error for a bad name of the new column.
+def new_columns(source: Source, column: str, *, drops_refused: bool) -> list[str]:
+    """Return the names of the columns that a scoring adds.
 
-    BadTable for a name that the table has already, Refused for an empty name.
+    column: the name of the predictions' column. A second column has the problems of refused rows, if those are kept.
+    Raises BadTable for a name that the table has already, Refused for an empty name.
     """
     if not column.strip():
         raise Refused("--column: wanted a name for the column of predictions, got an empty one")
+    line = 1 if source.place == "line" else None
     if plain_name(column) in map(plain_name, source.header):
-        line = 1 if source.place == "line" else None
         raise BadTable(source.name, f"has a column {column!r} already; give --column another name", line=line)
+    if drops_refused:
+        return [column]
+    if PROBLEM in map(plain_name, [column, *source.header]):
+        reason = f"has a column {PROBLEM!r} already; rename it, or give --drop-refused"
+        raise BadTable(source.name, reason, line=line)
+    return [column, PROBLEM]
 
 
 @contextmanager

@@ -9,24 +9,34 @@ import io
 import math
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from gleaner.errors import NAMED_FAULTS, BadTable, Fault, wanted
-from gleaner.table.dates import DAY, EPOCH_DAY
 from gleaner.table.encodings import examine, find_delimiter
 from gleaner.table.feature import Feature, Target
 from gleaner.table.learning import Learner
 from gleaner.table.messages import show, show_cell
-from gleaner.table.numbers import Array
 from gleaner.table.schema import Schema
-from gleaner.table.tables import Chunk, Header, RefusedRow, Table, read_day, unreadable
+from gleaner.table.tables import (
+    EMPTY,
+    WRONG,
+    Chunk,
+    Header,
+    RefusedRow,
+    Table,
+    days_of,
+    read_day,
+    tally_text,
+    unreadable,
+)
 
 LONGEST_LINE = 1 << 20
 BLOCK_BYTES = 1 << 17
@@ -149,7 +159,7 @@ def read_table(
     columns: list[Feature | Target] = [*schema.features, schema.target]
     kept, days, started = array("d"), array("d"), array("q")
     faults: list[Fault] = []
-    refused = 0
+    refused, tally = 0, Counter[tuple[str, str]]()
     with open_csv(path) as file:
         found = file.columns.find_all(columns)
         day = file.columns.find_day(schema.date_sources)
@@ -159,42 +169,38 @@ def read_table(
             if day is None:
                 days.extend([math.nan] * len(chunk.lines))
             else:
-                days.extend(read_day(cells[day]) if day < len(cells) else math.nan for cells in chunk.cells)
+                rows = compress(chunk.cells, chunk.accepted)
+                days.extend(read_day(cells[day]) if day < len(cells) else math.nan for cells in rows)
             refused += len(chunk.refused)
             for row in chunk.refused:
                 faults.extend(row.faults)
+                tally.update(row.kinds)
             if len(started) + refused > max_rows:
                 line = next(line for index, line in _places(chunk) if index == max_rows)
                 raise BadTable(path, f"more than {max_rows:,} rows; raise training.max_rows to use them", line=line)
             if advance:
                 advance(len(started) + refused)
         if not started:
-            why = f"; the first refusal: {faults[0]}" if faults else "; it has a header and nothing below it"
-            raise BadTable(path, f"no usable row in {refused}{why}")
-        rows = np.frombuffer(kept, dtype=np.float64).reshape(len(started), len(columns))
+            why = "; it has a header and nothing below it"
+            if faults:
+                why = f": {tally_text(tally)}; the first refusal: {faults[0]}"
+            raise BadTable(path, f"no usable row in {refused:,}{why}")
+        numbers = np.frombuffer(kept, dtype=np.float64).reshape(len(started), len(columns))
         return Table(
             path=path,
             schema=schema,
-            X=schema.matrix(rows[:, :-1]),
-            y=np.ascontiguousarray(rows[:, -1]),
+            X=schema.matrix(numbers[:, :-1]),
+            y=np.ascontiguousarray(numbers[:, -1]),
             lines=np.frombuffer(started, dtype=np.int64),
-            days=_days_of(columns, rows) if day is None else np.frombuffer(days, dtype=np.float64),
+            days=days_of(columns, numbers) if day is None else np.frombuffer(days, dtype=np.float64),
             groups=None,
             taken={column.name: file.header[at].strip() for column, at in zip(columns, found, strict=True)},
             faults=tuple(faults),
             refused=refused,
+            tally=tally,
             sha256=file.sha256(),
             encoding=file.encoding,
         )
-
-
-def _days_of(columns: Sequence[Feature | Target], rows: Array) -> Array:
-    """Return each row's day by the first feature with dates."""
-    for j, column in enumerate(columns):
-        if isinstance(column, Feature) and column.is_date:
-            days: Array = np.floor(rows[:, j] / DAY) + EPOCH_DAY
-            return days
-    return np.full(len(rows), np.nan)
 
 
 def _learn(path: Path, schema: Schema) -> Schema:
@@ -237,7 +243,7 @@ def _chunks(
             named -= sum(len(row.faults) for row in chunk.refused)
         if file.lines.number > max_lines:
             raise BadTable(file.lines.name, f"more than {max_lines:,} lines, empty ones among them")
-        if rows := len(chunk.cells) + len(chunk.refused):
+        if rows := len(chunk.cells):
             seen += rows
             yield chunk
 
@@ -284,24 +290,24 @@ def _read(
     named: the number of faults to name.
     """
     X, index, lines = array("d"), array("q"), array("q")
-    accepted: list[list[str]] = []
+    rows: list[list[str]] = []
     refused: list[RefusedRow] = []
     for i, (line, cells) in enumerate(file.rows(file.lines.at + size), seen):
+        rows.append(cells)
         numbers, wrong = _read_cells(columns, found, cells, len(file.header))
         if wrong:
             faults = tuple(_fault(column, at, cells, line) for column, at in wrong[:named])
             named -= len(faults)
-            refused.append(RefusedRow(i, line, faults, len(wrong) - len(faults)))
+            refused.append(RefusedRow(i, line, faults, tuple(_kind(column, at, cells) for column, at in wrong)))
             continue
         X.extend(numbers)
         index.append(i)
         lines.append(line)
-        accepted.append(cells)
     return Chunk(
-        np.array(X, dtype=np.float64).reshape(len(accepted), len(columns)),
+        np.array(X, dtype=np.float64).reshape(len(index), len(columns)),
         np.array(index, dtype=np.int64),
         np.array(lines, dtype=np.int64),
-        accepted,
+        rows,
         tuple(refused),
     )
 
@@ -335,6 +341,12 @@ def _fault(column: Feature | Target | None, at: int, cells: Sequence[str], line:
         return Fault("line", line, str(at + 1), reason)
     got = show_cell(column, cells[at]) if at < len(cells) else f"a row of {len(cells)} cells"
     return Fault("line", line, column.name, wanted(column.wanted, got))
+
+
+def _kind(column: Feature | Target | None, at: int, cells: Sequence[str]) -> tuple[str, str]:
+    """Return the (column, kind) of a refused cell; its column as in `_fault`."""
+    name = column.name if column else f"column {at + 1}"
+    return name, WRONG if "".join(cells[at : at + 1]).strip() else EMPTY
 
 
 def _places(chunk: Chunk) -> Iterator[tuple[int, int]]:

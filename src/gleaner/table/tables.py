@@ -8,14 +8,25 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gleaner.errors import BadTable, Fault, nearest
+from gleaner.table.dates import DAY, EPOCH_DAY
 from gleaner.table.feature import Feature, Target
 from gleaner.table.numbers import Array
 from gleaner.table.schema import Schema
+
+# The kinds of a fault, as summaries count them.
+EMPTY, WRONG = "empty", "not accepted"
+
+# The number of faults for each (column, kind).
+Tally: TypeAlias = Mapping[tuple[str, str], int]
+
+# The most faults of a row in one cell of a scored table.
+_MOST_PROBLEMS = 5
 
 _DAY = re.compile(r"\s*(\d{4})-(\d{1,2})-(\d{1,2})(?!\d)", re.ASCII)
 
@@ -33,6 +44,7 @@ class Table:
     taken: the file's header of each column that was read.
     faults: at most 100 faults of the refused rows.
     refused: the number of refused rows.
+    tally: the number of faults by column and kind.
     """
 
     path: Path
@@ -45,6 +57,7 @@ class Table:
     taken: Mapping[str, str]
     faults: tuple[Fault, ...]
     refused: int
+    tally: Tally
     sha256: str
     encoding: str
 
@@ -56,23 +69,34 @@ class RefusedRow:
     index: its position in the table, from 0.
     line: the physical line on which the row starts, from 1.
     faults: its faults, as many as were asked for.
-    unnamed: the number of further faults.
+    kinds: (column, kind) of every fault, `EMPTY` or `WRONG`.
     """
 
     index: int
     line: int
     faults: tuple[Fault, ...]
-    unnamed: int = 0
+    kinds: tuple[tuple[str, str], ...]
+
+    @property
+    def unnamed(self) -> int:
+        """The number of faults that were not asked for."""
+        return len(self.kinds) - len(self.faults)
+
+    def problem(self) -> str:
+        """Return its first faults in one line."""
+        named = [str(fault) for fault in self.faults[:_MOST_PROBLEMS]]
+        unnamed = len(self.kinds) - len(named)
+        return "; ".join([*named, f"and {unnamed:,} more"] if unnamed else named)
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive rows of a table: m accepted rows, and the refused ones.
+    """Consecutive rows of a table, n in all: m accepted rows, and the refused ones.
 
     X: (m, k) matrix.
     index: (m,) the position of each accepted row in the table, from 0.
     lines: (m,) the physical line on which each accepted row starts, from 1.
-    cells: m rows of cells as in the file, with the cells of unused columns.
+    cells: n rows of cells as in the file, with the cells of unused columns and of refused rows.
     refused: the refused rows.
     """
 
@@ -81,6 +105,22 @@ class Chunk:
     lines: NDArray[np.int64]
     cells: Sequence[Sequence[str]]
     refused: tuple[RefusedRow, ...]
+
+    @property
+    def accepted(self) -> NDArray[np.bool_]:
+        """(n,) True for each accepted row."""
+        accepted = np.ones(len(self.cells), np.bool_)
+        if self.refused:
+            first = min([self.refused[0].index, *map(int, self.index[:1])])
+            accepted[[row.index - first for row in self.refused]] = False
+        return accepted
+
+    def problems(self) -> list[str]:
+        """Return the faults of each refused row, empty for an accepted row, shape (n,)."""
+        problems = [""] * len(self.cells)
+        for at, row in zip(np.flatnonzero(~self.accepted), self.refused, strict=True):
+            problems[at] = row.problem()
+        return problems
 
 
 class Header:
@@ -133,6 +173,17 @@ class Header:
         return self.find(present[0], ()) if present else None
 
 
+def tally_text(tally: Tally, *, most: int = 10) -> str:
+    """Return the numbers of faults in words, the largest first: `area 6,450 empty, year 300 not accepted`.
+
+    most: the most numbers; the columns of the others are counted.
+    """
+    ordered = sorted(tally.items(), key=lambda item: (-item[1], item[0]))
+    parts = [f"{column} {count:,} {kind}" for (column, kind), count in ordered[:most]]
+    rest = {column for (column, _), _ in ordered[most:]}
+    return ", ".join([*parts, f"and faults in {len(rest):,} more columns"] if rest else parts)
+
+
 def unreadable(name: Path | str, error: OSError) -> BadTable:
     """Return the error for a file that the system cannot read."""
     is_folder = isinstance(error, IsADirectoryError)
@@ -151,3 +202,12 @@ def read_day(cell: str) -> float:
         return float(dt.date(*map(int, match.groups())).toordinal()) if match else math.nan
     except ValueError:
         return math.nan
+
+
+def days_of(columns: Sequence[Feature | Target], rows: Array) -> Array:
+    """Return each row's day by the first feature with dates."""
+    for j, column in enumerate(columns):
+        if isinstance(column, Feature) and column.is_date:
+            days: Array = np.floor(rows[:, j] / DAY) + EPOCH_DAY
+            return days
+    return np.full(len(rows), np.nan)

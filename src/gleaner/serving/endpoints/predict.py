@@ -6,7 +6,7 @@ from flask import Flask, Response, request
 
 from gleaner.errors import BadBody, nearest
 from gleaner.serving.endpoints.responses import predicted, tally
-from gleaner.serving.formats.csv import CSV
+from gleaner.serving.formats.csv import CSV, check_added, write_whole_csv
 from gleaner.serving.formats.json import JSON
 from gleaner.serving.formats.predictions import Predictions
 from gleaner.serving.formats.tables import read_rows, write_response
@@ -31,6 +31,9 @@ _SWITCHES = {
     "partial": "Predict the accepted rows although others are refused, with the reasons; status 207.",
 }
 
+_COLUMNS = "columns"
+_COLUMNS_TEXT = "For CSV: respond with the prediction only, or with all columns of the request before it."
+
 SCHEMAS: Json = {
     "Predictions": closed_object(
         {
@@ -49,33 +52,46 @@ def add_predict(flask: Flask, service: Service) -> None:
     """Add one endpoint per slot."""
 
     def predict(slot: str) -> Response:
-        switches = _read_switches()
         kind, body = request.mimetype, request.get_data()
+        switches, is_whole = _read_query(kind)
         version = service.version_in(slot)
         max_rows, partial = service.serving.max_table_rows, switches["partial"]
 
         def read() -> Rows:
+            if is_whole:
+                check_added(body, **switches)
             return read_rows(kind, body, version.reader, max_rows=max_rows, partial=partial)
 
         rows, numbers = service.compute(version, body, read, partial=partial)
         tally().rows = len(numbers)
         predictions = Predictions(rows, numbers, version.loaded.version, tally().id, **switches)
-        return predicted(write_response(kind, predictions), kind, version, 207 if rows.faults else 200)
+        content = write_whole_csv(body, predictions) if is_whole else write_response(kind, predictions)
+        return predicted(content, kind, version, 207 if rows.faults else 200)
 
     for slot in service.slots.aliases:
         flask.post(f"/{slot}/predict", endpoint=f"predict_{slot}", defaults={"slot": slot})(predict)
 
 
-def _read_switches() -> dict[str, bool]:
-    """Read the query. Raises BadBody for an unknown parameter or value."""
+def _read_query(kind: str) -> tuple[dict[str, bool], bool]:
+    """Return (the switches, whether a response has all columns of the request).
+
+    kind: the media type of the body.
+    Raises BadBody for an unknown parameter or value.
+    """
+    known = [*_SWITCHES, _COLUMNS]
     for name in request.args:
-        if name not in _SWITCHES:
-            raise BadBody(f"no such query parameter: {name[:60]!r}{nearest(name[:60], _SWITCHES)}")
+        if name not in known:
+            raise BadBody(f"no such query parameter: {name[:60]!r}{nearest(name[:60], known)}")
     values = {name: request.args.get(name, "false") for name in _SWITCHES}
     for name, value in values.items():
         if value not in {"true", "false"}:
             raise BadBody(f"{name} is true or false, got {value[:60]!r}")
-    return {name: value == "true" for name, value in values.items()}
+    columns = request.args.get(_COLUMNS, "new")
+    if columns not in {"new", "all"}:
+        raise BadBody(f"{_COLUMNS} is new or all, got {columns[:60]!r}")
+    if columns == "all" and kind != CSV:
+        raise BadBody(f"{_COLUMNS}=all is for a body of {CSV}, got {kind[:60]!r}")
+    return {name: value == "true" for name, value in values.items()}, columns == "all"
 
 
 def describe_predict(slot: str, schema: Schema | None, serving: Serving) -> Json:
@@ -104,11 +120,13 @@ def describe_predict(slot: str, schema: Schema | None, serving: Serving) -> Json
         "207": describe_response("Some rows are refused; the accepted rows are predicted.", content),
         **describe_problems(400, 413, 415, 422, 503),
     }
-    summary, switches = f"Predict with the version in slot {slot}", [_switch(*switch) for switch in _SWITCHES.items()]
+    switches = [_choice(name, text, "false", "true") for name, text in _SWITCHES.items()]
+    switches.append(_choice(_COLUMNS, _COLUMNS_TEXT, "new", "all"))
+    summary = f"Predict with the version in slot {slot}"
     operation = describe_post(f"predict_{slot}", summary, "predict", switches, body, responses)
     return {f"/{slot}/predict": {"post": operation}}
 
 
-def _switch(name: str, text: str) -> Json:
-    schema = {**TEXT, "enum": ["true", "false"], "default": "false"}
+def _choice(name: str, text: str, default: str, other: str) -> Json:
+    schema = {**TEXT, "enum": [default, other], "default": default}
     return {"name": name, "in": "query", "description": text, "schema": schema}

@@ -30,5 +30,5 @@ def more_columns(predictions: Predictions) -> dict[str, Values]:
         more["prediction_id"] = predictions.ids
         more["version"] = np.full(predictions.rows.count, predictions.version)
     if predictions.partial:
-        more["fault"] = predictions.reasons()
+        more["problem"] = predictions.reasons()
     return more

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -12,8 +13,10 @@ from gleaner.serving.formats.arrow import more_columns
 from gleaner.serving.formats.json import encode_numbers
 from gleaner.serving.formats.predictions import Predictions
 from gleaner.table.csv import open_csv, read_rows
+from gleaner.table.csv_text import csv_text, disarm, padded
 from gleaner.table.rows import Rows
 from gleaner.table.schema import Schema
+from gleaner.table.tables import plain_name
 
 CSV = "text/csv"
 
@@ -23,6 +26,9 @@ _MOST_REFUSED = 20_000
 
 # A block is split into cells in one step, which keeps all other threads waiting: 2 ms for this many bytes.
 _BLOCK_BYTES = 1 << 16
+
+# The rows of a response that are written in one step.
+_ROWS_AT_ONCE = 1_000
 
 
 def read_csv(body: bytes, schema: Schema, max_rows: int, named: int) -> Rows:
@@ -58,20 +64,56 @@ def write_csv(predictions: Predictions) -> bytes:
         # The digits that JSON gets: an eighth of the time that `repr` takes.
         digits = encode_numbers(predictions.numbers.tolist())[1:-1].replace(b",", b"\r\n")
         return b"prediction\r\n" + digits + b"\r\n" * bool(digits)
-    columns: Mapping[str, Sequence[str]] = {
-        "prediction": ["" if p != p else repr(p) for p in predictions.spread().tolist()],
-        **{
-            name: [str(v) for v in column.tolist()] if isinstance(column, np.ndarray) else list(map(_cell, column))
-            for name, column in more_columns(predictions).items()
-        },
-    }
+    columns = _columns(predictions)
     lines = [",".join(columns), *map(",".join, zip(*columns.values(), strict=True)), ""]
     return "\r\n".join(lines).encode()
 
 
-def _cell(text: str | None) -> str:
+def check_added(body: bytes, *, detail: bool, partial: bool) -> None:
+    """Raise BadRows for a body that already has a column that the response adds."""
+    nothing = Predictions(Rows(np.empty((0, 0)), 0, {}), np.empty(0), 0, "", detail, partial)
+    with open_csv(body, "the body") as file:
+        taken = set(map(plain_name, file.header)) & set(_columns(nothing))
+    if taken:
+        raise BadRows([("", f"the table has a column {min(taken)!r} already; rename it, or leave out columns=all")])
+
+
+def write_whole_csv(body: bytes, predictions: Predictions) -> bytes:
+    """Write the rows of a body, with the added columns behind their own.
+
+    The body's delimiter stays; a text that a spreadsheet would run as a formula gets a `'` before it.
+    """
+    columns = _columns(predictions, quote=str)
+    with open_csv(body, "the body") as file:
+        width = len(file.header)
+        added = iter(zip(*columns.values(), strict=True))
+        pieces = [csv_text([[*disarm([file.header], width)[0], *columns]], file.delimiter, "\r\n")]
+        rows = (cells for _, cells in file.rows())
+        while some := list(islice(rows, _ROWS_AT_ONCE)):
+            check_wanted()
+            safe = disarm(padded(some, width), width)
+            lines = [[*cells, *next(added)] for cells in safe]
+            pieces.append(csv_text(lines, file.delimiter, "\r\n"))
+    return "".join(pieces).encode()
+
+
+def _columns(predictions: Predictions, quote: Callable[[str], str] | None = None) -> Mapping[str, Sequence[str]]:
+    """Return the columns of a response as text; `quote` makes a cell of a text."""
+    quote = quote or _cell
+    return {
+        "prediction": ["" if p != p else repr(p) for p in predictions.spread().tolist()],
+        **{
+            name: list(map(str, column.tolist()))
+            if isinstance(column, np.ndarray)
+            else [quote(text or "") for text in column]
+            for name, column in more_columns(predictions).items()
+        },
+    }
+
+
+def _cell(text: str) -> str:
     """Put a text in quotes.
 
     None of these texts starts with a character that begins a spreadsheet's formula.
     """
-    return '"' + (text or "").replace('"', '""') + '"'
+    return '"' + text.replace('"', '""') + '"'

@@ -103,7 +103,7 @@ def test_the_way_to_a_table_of_ones_own_works_when_it_is_copied(tmp_path):
     (tmp_path / "clone").mkdir()
     (tmp_path / "clone" / ".venv").symlink_to(sys.prefix)
     (tmp_path / "houses").mkdir()
-    rows = "".join(f"{rooms},{20 * rooms}\n" for rooms in range(60))
+    rows = "".join(f"{1 + i % 12},{20 * (1 + i % 12) + 7 * i % 11}\n" for i in range(60))
     (tmp_path / "houses" / "houses.csv").write_text("rooms,price\n" + rows)
     clean = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "GLEANER_TRAINING__CANDIDATES": '["linear"]'}
     clean |= {"GLEANER_TRAINING__CHALLENGER": "none", "GLEANER_PORTS__TRAIN_METRICS": "0"}

@@ -137,7 +137,7 @@ def test_triton_reads_the_faults_of_a_row(inference):
     assert "422" == caught.value.status()
     assert caught.value.message() == (
         "/1/doors_in_route: wanted a number from 0 to 10,000, got -1.0; "
-        "/1/assessed_value: wanted a number from 0 to 1,000,000,000, got nan"
+        "/1/assessed_value: wanted a number from 0 to 1,000,000,000, got NaN"
     )
 
 

@@ -318,7 +318,8 @@ def test_idle_connections_cost_little(service, figure):
     files, memory = process.num_fds(), process.memory_info().rss
     count = MANY * 5
     with clients(service, count, b""):
-        assert wait_for(lambda: process.num_fds() >= files + count)
+        # Connections of earlier tests may end meanwhile.
+        assert wait_for(lambda: process.num_fds() >= count)
         failures, durations = healthy(service, 3)
         grown = process.memory_info().rss - memory
     closed = wait_for(lambda: process.num_fds() <= files + 5)

@@ -43,6 +43,9 @@ def as_tensor(body: bytes) -> bytes:
     return b'{"inputs": [{"name": "time_spent", "datatype": "FP64", "shape": [1], "data": ' + body + b"}]}"
 
 
+# MLflow's own clients write NaN for a missing value, so at /invocations it is read, and refused as a value.
+LITERAL_NAN = "n_number_NaN"
+
 PLACES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "v1": ("/v1/predict", whole),
     "v2": ("/v2/predict", whole),
@@ -63,6 +66,8 @@ def misread(port: int, places: Iterable[str] = PLACES) -> list[str]:
         answers = ask(port, [request_of(wrap(body), path=path) for body in bodies.values()])
         for name, answer in zip(bodies, answers, strict=True):
             wanted = {400} if name.startswith("n_") else {200, 400, 422}
+            if (place_, name) == ("MLflow", LITERAL_NAN):
+                wanted = {422}
             if answer is None or answer.status not in wanted:
                 faults.append(f"{place_}: {name}: {answer and answer.status}")
     return faults

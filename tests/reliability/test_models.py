@@ -193,6 +193,7 @@ def test_without_a_self_test_such_a_model_would_be_served(stage, name, status):
     stage.store.remember_passed(version, stage.store.read(version).digest, ENGINE)
     with Watch(stage.service) as watch:
         stage.store.point({"champion": version})
+        assert wait_for(lambda: stage.slot()["version"] == version)
         assert wait_for(lambda: watch.wrong)
 
         long_route = {**ROUTE, "time_spent": 1_400}

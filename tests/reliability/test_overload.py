@@ -48,10 +48,11 @@ class Outcome(NamedTuple):
 
 async def overload(port: int, count: int, seconds: float) -> list[Outcome]:
     """Send a request every PERIOD from each of many clients."""
-    request, outcomes, end = request_of(), [], time.monotonic() + seconds
+    request, outcomes = request_of(), list[Outcome]()
+    connections = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(count)))
+    end = time.monotonic() + seconds
 
-    async def run(i: int) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async def run(i: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(PERIOD * i / count)
         while (began := time.monotonic()) < end:
             writer.write(request)
@@ -63,7 +64,7 @@ async def overload(port: int, count: int, seconds: float) -> list[Outcome]:
             await asyncio.sleep(max(0.0, PERIOD - took))
         writer.close()
 
-    await asyncio.gather(*map(run, range(count)))
+    await asyncio.gather(*(run(i, *connection) for i, connection in enumerate(connections)))
     return outcomes
 
 
@@ -114,6 +115,7 @@ def test_without_a_short_queue_refusals_come_late(tmp_path):
     with serving(tmp_path, patch=SLOW, GLEANER_SERVING__QUEUE_SECONDS="5") as service:
         _, outcomes, _ = overloaded(service)
 
+    assert outcomes
     assert max(each.seconds for each in outcomes) > 10 * MOST_REFUSAL_SECONDS
 
 

@@ -508,7 +508,7 @@ def small_files() -> None:
 def test_a_full_disk_leaves_the_old_files_and_nothing_half_written(home, bad):
     (home / "in.csv").write_bytes(f"{HEADER}\n".encode() + (bad or PAIR * 100_000))
     (home / "out.csv").write_text("before")
-    with start("in.csv", "out.csv", home=home, preexec_fn=small_files) as process:
+    with start("in.csv", "out.csv", "--drop-refused", home=home, preexec_fn=small_files) as process:
         _, err = process.communicate(timeout=60)
     full = "out.csv.faults.csv" if bad else "out.csv"
 

@@ -202,8 +202,8 @@ def test_a_decimal_comma_is_refused_with_the_number_it_may_mean(tmp_path):
 
     assert [
         "line 2, column 'time_spent': wanted a number of minutes from 0 to 1,440, got '30,5'; "
-        "a decimal comma is not read: 30.5",
-        "line 3, column 'bags': wanted a number, 0 or more, got '2,18'; a decimal comma is not read: 2.18",
+        'it is 30.5 with decimal = ","',
+        "line 3, column 'bags': wanted a number, 0 or more, got '2,18'; it is 2.18 with decimal = \",\"",
     ] == [str(fault) for fault in table.faults]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gleaner.drafting.kinds import Ask, Decision, decide, decide_target
+from gleaner.drafting.kinds import Ask, Decision, decide, decide_target, settle_notation
 from gleaner.drafting.leaks import find_leaks
 from gleaner.drafting.profile import Profile, profile_columns
 from gleaner.drafting.scores import draft_scores
@@ -20,7 +20,7 @@ from gleaner.errors import BadTable
 from gleaner.table.csv import open_csv, read_table
 from gleaner.table.feature import Feature, Target
 from gleaner.table.messages import explain_cell, show
-from gleaner.table.numbers import Notation
+from gleaner.table.notation import Notation
 from gleaner.table.schema import Schema
 from gleaner.table.tables import Table, plain_name
 from gleaner.table.words import plain_text
@@ -65,6 +65,8 @@ def draft_settings(path: Path, target: str, ask: Ask = no_answer) -> Draft:
     decisions = _decide(profiles, at, aim.name, ask)
     _check_features(path, decisions)
     plain = _common_notation(aim, decisions)
+    decisions = [settle_notation(one, profiles[one.at], plain, ask) for one in decisions]
+    _check_features(path, decisions)
     table = _read(path, aim, decisions, plain)
     leaks = dict(find_leaks(table))
     decisions = [_without(decision, leaks) for decision in decisions]

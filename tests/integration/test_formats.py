@@ -87,7 +87,7 @@ def as_csv(delimiter: str = ",", encoding: str = "utf-8", path: str = "/v1/predi
         text = io.StringIO()
         names = list(reversed(schema.names))
         csv.writer(text, delimiter=delimiter).writerows([names, *([row[name] for name in names] for row in rows)])
-        response = ask(path, text.getvalue().encode(encoding), Content_Type="text/csv")
+        response = ask(path, text.getvalue().encode(encoding), Content_Type=f"text/csv; charset={encoding}")
         if path == "/invocations":
             return outcome(response, lambda a: a.json()["predictions"])
         return outcome(response, lambda a: [float(line) for line in a.text.split("\r\n")[1:-1]])

@@ -58,7 +58,8 @@ def score(
     is then 3.
     """
     began = time.monotonic()
-    store = open_store(load_settings(config))
+    settings = load_settings(config)
+    store = open_store(settings)
     loaded = load_version(store, choose_version(store, alias, version))
     is_named = faults is not None
     if faults is None and out != PIPE:
@@ -68,7 +69,7 @@ def score(
     is_parquet = {path: name in {"parquet", "pq"} for path, name in formats.items()}
     _exit_on_signals()
     with ExitStack() as stack:
-        table, writer, output = _open_tables(stack, source, out, column, is_parquet)
+        table, writer, output = _open_tables(stack, source, out, column, is_parquet, settings.table.encoding)
         refused = stack.enter_context(FaultsFile(faults, table.place, is_named=is_named))
         meter = stack.enter_context(Meter(quiet=as_json))
         for progress in score_table(table, loaded, writer, output, refused):
@@ -91,7 +92,7 @@ def score(
 
 
 def _open_tables(
-    stack: ExitStack, source: Path, out: Path, column: str, is_parquet: Mapping[Path, bool]
+    stack: ExitStack, source: Path, out: Path, column: str, is_parquet: Mapping[Path, bool], encoding: str
 ) -> tuple[Source, Writer, Output]:
     """Open the source and the output; the stack closes both."""
     if any(is_parquet.values()):
@@ -103,7 +104,7 @@ def _open_tables(
     if is_parquet[source]:
         table, like = ParquetSource(file, name, to_csv=not is_parquet[out]), None
     else:
-        table = plain = stack.enter_context(open_csv_source(file, name))
+        table = plain = stack.enter_context(open_csv_source(file, name, encoding))
         like = plain.file
     check_column(table, column)
     if is_parquet[out]:

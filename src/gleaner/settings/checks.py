@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from gleaner.errors import wanted
 from gleaner.table.dates import explain_format, is_zone
+from gleaner.table.encodings import find_codec
 from gleaner.table.feature import Feature
 from gleaner.table.notation import DECIMALS, THOUSANDS, Notation
 from gleaner.table.numbers import is_number
@@ -30,6 +31,14 @@ def check_networks(networks: tuple[str, ...]) -> tuple[str, ...]:
         except ValueError as e:
             raise ValueError(f"wanted an address or a network such as 10.0.0.0/8, got {network!r}") from e
     return networks
+
+
+def check_encoding(name: str) -> str:
+    """Return an encoding's usual name; an empty text stays."""
+    found = find_codec(name) if name else ""
+    if found is None:
+        raise ValueError(wanted("an encoding such as cp1250, iso8859-2 or shift_jis", repr(name)))
+    return found
 
 
 def check_notations(schema: Schema) -> None:

@@ -59,7 +59,9 @@ class Model(_Section):
 class TableFiles(_Section):
     """The notation and encoding of files; a feature's own keys come first."""
 
-    encoding: str = Field("", description="The encoding of CSV files; empty for UTF-8, or UTF-16 with a mark.")
+    encoding: Annotated[str, AfterValidator(checks.check_encoding)] = Field(
+        "", description="The encoding of CSV files beside UTF-8, and UTF-16 with a mark: `cp1250`."
+    )
     decimal: str = Field(".", description="The sign before the decimals of a number: `.` or `,`.")
     thousands: str = Field("", description="The sign between groups of three digits; empty for none.")
     strip: str = Field("", description="Signs beside a number that mean nothing, with blanks between them: `€ $ %`.")

@@ -9,7 +9,7 @@ from gleaner.serving.endpoints.responses import predicted, tally
 from gleaner.serving.formats.csv import CSV
 from gleaner.serving.formats.json import JSON
 from gleaner.serving.formats.predictions import Predictions
-from gleaner.serving.formats.tables import read_rows, write_response
+from gleaner.serving.formats.tables import Text, read_rows, write_response
 from gleaner.serving.openapi import (
     BYTES_SCHEMA,
     FAULT,
@@ -52,10 +52,11 @@ def add_predict(flask: Flask, service: Service) -> None:
         switches = _read_switches()
         kind, body = request.mimetype, request.get_data()
         version = service.version_in(slot)
+        text = Text(service.encoding, request.mimetype_params.get("charset", ""))
         max_rows, partial = service.serving.max_table_rows, switches["partial"]
 
         def read() -> Rows:
-            return read_rows(kind, body, version.reader, max_rows=max_rows, partial=partial)
+            return read_rows(kind, body, version.reader, max_rows=max_rows, partial=partial, text=text)
 
         rows, numbers = service.compute(version, body, read, partial=partial)
         tally().rows = len(numbers)

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from gleaner.errors import BadRows, BadTable, Fault, TooLarge
+from gleaner.errors import BadRows, BadTable, Fault, TooLarge, WrongType, wanted
 from gleaner.serving.exchange import check_wanted
 from gleaner.serving.formats.arrow import more_columns
 from gleaner.serving.formats.json import encode_numbers
 from gleaner.serving.formats.predictions import Predictions
 from gleaner.table.csv import open_csv, read_rows
+from gleaner.table.encodings import find_codec
+from gleaner.table.messages import show
 from gleaner.table.rows import Rows
 from gleaner.table.schema import Schema
 
@@ -25,9 +27,15 @@ _MOST_REFUSED = 20_000
 _BLOCK_BYTES = 1 << 16
 
 
-def read_csv(body: bytes, schema: Schema, max_rows: int, named: int) -> Rows:
-    """Read the rows of a CSV body. Raises BadTable, BadRows, TooLarge."""
-    with open_csv(body, "the body") as file:
+def read_csv(body: bytes, schema: Schema, max_rows: int, named: int, encoding: str = "", charset: str = "") -> Rows:
+    """Read the rows of a CSV body.
+
+    encoding: the encoding in the settings. charset: that of the request.
+    Raises BadTable, BadRows, TooLarge, WrongType.
+    """
+    if charset and not (known := find_codec(charset)):
+        raise WrongType(wanted("a known charset in Content-Type, such as utf-8 or windows-1252", show(charset)))
+    with open_csv(body, "the body", encoding=encoding, charset=known if charset else "") as file:
         try:
             file.columns.find_all(schema.features)
         except BadTable as e:  # the body is CSV, with the columns of another table

@@ -70,6 +70,17 @@ class BadTable(GleanerError):
         self.path, self.reason, self.line = path, reason, line
 
 
+class BadEncoding(BadTable):
+    """A file with a byte that is not of its encoding.
+
+    fault: the place of the byte.
+    """
+
+    def __init__(self, path: Path | str, fault: str, fix: str, *, line: int) -> None:
+        super().__init__(path, f"{fault}; {fix}", line=line)
+        self.fault = fault
+
+
 class Unwritable(GleanerError):
     """A file that cannot be written."""
 

@@ -105,6 +105,39 @@ def feature(tmp_path: Path, *cells: object) -> Feature | None:
     return next((feature for feature in settings.features if feature.name == "c"), None)
 
 
+EUROPE = """Fläche;Preis;Anteil;Höhe;Menge;Kosten
+80,5;2.891,57 €;64 %;2.25;1.234;56.350,50 €
+353,2;812,00 €;5 %;3.1;2.345;247.240,00 €
+1.020,0;9.000,10 €;7 %;2.75;5.125;714.000,00 €
+95,4;1.500,00 €;12 %;2.8;1.500;66.780,00 €
+"""
+
+
+def test_a_european_table_is_drafted_in_its_own_notation(tmp_path):
+    path = tmp_path / "haus.csv"
+    path.write_text(EUROPE, encoding="utf-8")
+    settings = load(path, "Kosten")
+    table = train_on(settings)
+
+    assert (",", ".", "€") == (settings.table.decimal, settings.table.thousands, settings.table.strip)
+    assert ("fläche", "preis", "anteil", "höhe") == settings.schema_.names
+    assert [[80.5, 2891.57, 64.0, 2.25], [353.2, 812.0, 5.0, 3.1]] == table.X[:2].tolist()
+    assert [56350.5, 247240.0, 714000.0, 66780.0] == table.y.tolist()
+    assert 0 == table.refused
+
+
+def test_a_column_that_reads_otherwise_than_the_others_is_left_to_a_person(tmp_path):
+    path = tmp_path / "haus.csv"
+    path.write_text(EUROPE, encoding="utf-8")
+    [menge] = [one for one in draft_settings(path, "Kosten").decisions if one.header == "Menge"]
+    [asked] = [one for one in draft_settings(path, "Kosten", lambda *_: 1).decisions if one.header == "Menge"]
+
+    assert menge.feature is None
+    assert menge.why.startswith("'1.234' is 1.234, or 1,234 as in other columns: decide, and add decimal = ")
+    assert asked.feature is not None
+    assert "int" == asked.feature.type
+
+
 NUMBERS = [f"{i / 7:.2f}" for i in range(40)]
 
 

@@ -87,7 +87,7 @@ def as_csv(delimiter: str = ",", encoding: str = "utf-8", path: str = "/v1/predi
         text = io.StringIO()
         names = list(reversed(schema.names))
         csv.writer(text, delimiter=delimiter).writerows([names, *([row[name] for name in names] for row in rows)])
-        response = ask(path, text.getvalue().encode(encoding), Content_Type="text/csv")
+        response = ask(path, text.getvalue().encode(encoding), Content_Type=f"text/csv; charset={encoding}")
         if path == "/invocations":
             return outcome(response, lambda a: a.json()["predictions"])
         return outcome(response, lambda a: [float(line) for line in a.text.split("\r\n")[1:-1]])
@@ -343,7 +343,7 @@ def test_csv_comes_back_with_its_columns_and_refused_rows_in_their_place(routes)
 
     response = send_csv(routes, text, "?partial=true&detail=true&columns=all")
 
-    assert (207, "text/csv") == (response.status_code, response.headers["Content-Type"])
+    assert (207, "text/csv; charset=utf-8") == (response.status_code, response.headers["Content-Type"])
     id_ = response.headers["X-Prediction-Id"]
     reason = "line 4, column 'time_spent': wanted a number from 0 to 1,440, got 'soon'"
     assert [

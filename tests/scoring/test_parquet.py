@@ -103,7 +103,7 @@ def test_text_is_read_like_cells_of_csv(kind):
     [chunk] = chunks(pa.table({"time": time, "doors": doors, "ward": WARDS.cast(kind)}))
 
     assert [[30.0, 50.0, 1.0, 0.0], [15.0, 7.0, 0.0, 1.0]] == chunk.X.tolist()
-    reason = "wanted a number from 0 to 1,440, got '1,5'; a decimal comma is not read: 1.5"
+    reason = "wanted a number from 0 to 1,440, got '1,5'; it is 1.5 with decimal = \",\""
     assert [f"row 2, column 'time': {reason}"] == list(map(str, chunk.refused[0].faults))
 
 

@@ -232,12 +232,30 @@ def test_a_version_is_tested_before_its_first_use_only(score, home):
         ),
     ],
 )
-def test_the_table_keeps_its_delimiter_encoding_and_cells(score, home, body, expected):
+def test_the_table_keeps_its_delimiter_encoding_and_cells(score, home, body, expected, monkeypatch):
+    monkeypatch.setenv("GLEANER_TABLE__ENCODING", "cp1252")
     (home / "in.csv").write_bytes(body)
 
     assert 0 == score("in.csv", "out.csv").code
     number = repr(NUMBER).encode()
     assert expected.replace(b"%s", number) == (home / "out.csv").read_bytes()
+
+
+def test_a_table_in_utf_16_stays_in_utf_16(score, home):
+    (home / "in.csv").write_bytes(f"{HEADER},ä\n30,50,200000,é\n".encode("utf-16"))
+
+    assert 0 == score("in.csv", "out.csv").code
+    assert f"{HEADER},ä,prediction\n30,50,200000,é,{NUMBER!r}\n".encode("utf-16") == (home / "out.csv").read_bytes()
+
+
+def test_a_table_in_an_undeclared_encoding_is_refused_with_the_setting(score, home):
+    (home / "in.csv").write_bytes(f"{HEADER},n\n30,50,200000,".encode() + b"\xe9\n")
+    done = score("in.csv", "out.csv")
+
+    assert "error: in.csv, line 2: byte " in done.err
+    assert (
+        'is not UTF-8; name the encoding by encoding = "..." under [table] in gleaner.toml, or send UTF-8\n' in done.err
+    )
 
 
 def test_a_prediction_stands_under_its_name_in_short_and_long_rows(score, home):
@@ -264,8 +282,9 @@ def test_an_existing_column_is_not_overwritten(score, home):
     assert f"{HEADER}, Prediction,bags,problem\n30,50,200000,1,{NUMBER!r},\n" == (home / "out.csv").read_text()
 
 
-def test_a_column_name_outside_the_tables_encoding_is_refused(score, home):
+def test_a_column_name_outside_the_tables_encoding_is_refused(score, home, monkeypatch):
     (home / "in.csv").write_bytes(f"{HEADER},caf".encode() + b"\xe9\n30,50,200000,\n")
+    monkeypatch.setenv("GLEANER_TABLE__ENCODING", "cp1252")
     done = score("in.csv", "out.csv", "--column", "予測")
 
     assert "error: out.csv: '予測' cannot be written in the table's own encoding, cp1252\n" == done.err

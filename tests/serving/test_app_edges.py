@@ -702,3 +702,29 @@ def test_a_new_version_brings_its_own_columns(tmp_path):
 
     assert "wanted a number from 0 to 10, got 30" == problem_of(post(app), 422)["errors"][0]["detail"]
     assert [2.0] == post(app, {**made.ROUTE, "time_spent": 10}).json["prediction"]
+
+
+HEADER = b"time_spent,doors_in_route,assessed_value,caf\xe9\n"
+
+
+@pytest.mark.parametrize(
+    ("declared", "kind", "status"),
+    [
+        ("", "text/csv", 400),
+        ("cp1252", "text/csv", 200),
+        ("", "text/csv; charset=windows-1252", 200),
+        ("cp1252", "text/csv; charset=utf-8", 400),
+        ("", "text/csv; charset=nonsense", 415),
+    ],
+)
+def test_a_body_is_read_in_the_encoding_of_the_request_or_of_the_settings(store, declared, kind, status):
+    slots = Slots(store, Serving().slots)
+    slots.refresh()
+    app = App(slots, Serving(), CollectorRegistry(), encoding=declared)
+    answer = post(app, HEADER + b"30,50,200000,\n", content_type=kind)
+
+    assert status == answer.status_code
+    if status == 400:
+        assert "is not UTF-8; name the encoding by the charset of Content-Type, or encoding = " in answer.json["detail"]
+    if status == 415:
+        assert "wanted a known charset in Content-Type, such as utf-8 or windows-1252" in answer.json["detail"]

@@ -23,6 +23,7 @@ from gleaner.settings.load import load_settings
 from gleaner.settings.sections import Settings
 from gleaner.table.csv import read_table
 from gleaner.table.feature import Feature
+from gleaner.table.notation import Notation
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL_ROUTES = os.environ.get("GLEANER_REAL_ROUTES")
@@ -484,6 +485,37 @@ def test_a_fault_of_a_section_does_not_repeat_the_section(tmp_path):
     said = refusal(tmp_path, '[alerts]\nwebhook_token_file = "/run/token"\nslow_window_seconds = 30')
 
     assert "gleaner.toml: alerts: slow_window_seconds: wanted 60 or more, 4 times scrape_seconds, got 30" == said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[table]\ndecimal = ";"', "table.decimal: wanted a point or a comma, got ';'"),
+        ('[table]\nthousands = "."', "table.thousands: wanted another sign than `decimal`, which is '.', got '.'"),
+        (
+            '[table]\nthousands = "_"',
+            "table.thousands: wanted a point, a comma, a blank, an apostrophe, or an empty text for none, got '_'",
+        ),
+        (
+            '[table]\nstrip = "€ -"',
+            "table.strip: wanted signs such as `€ $ %`, without digits, signs of numbers and points alone, got '-'",
+        ),
+        (
+            '[table]\ndecimal = ","\n[[features]]\nname = "a"\nthousands = ","',
+            "'a': thousands: wanted another sign than `decimal`, which is ',', got ','",
+        ),
+    ],
+)
+def test_the_signs_of_numbers_can_be_told_apart(tmp_path, text, said):
+    assert f"gleaner.toml: {said}" == refusal(tmp_path, text)
+
+
+def test_a_columns_own_notation_comes_before_that_of_the_table(tmp_path):
+    text = '[table]\ndecimal = ","\nstrip = "€"\n[[features]]\nname = "a"\ndecimal = "."\n'
+    schema = load(tmp_path, text + '[[features]]\nname = "w"\ntype = "category"\nvalues = ["x"]').schema_
+
+    assert [Notation(",", "", "€"), Notation(".", "", "€"), Notation()] == [one.notation for one in schema.features]
+    assert Notation(",", "", "€") == schema.target.notation
 
 
 def test_the_target_is_no_feature(tmp_path):

@@ -11,7 +11,16 @@ from gleaner.errors import MissingExtra
 from gleaner.settings.sections import Settings
 
 _MODULES = {
-    "train": ("mlflow", "sklearn", "onnx", "matplotlib", "threadpoolctl", "scipy", "cryptography"),
+    "train": (
+        "mlflow",
+        "sklearn",
+        "onnx",
+        "matplotlib",
+        "threadpoolctl",
+        "scipy",
+        "cryptography",
+        "charset_normalizer",
+    ),
     "monitoring": ("grafana_foundation_sdk", "yaml"),
     "parquet": ("pyarrow",),
     "signing": ("cryptography",),

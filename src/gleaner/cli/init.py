@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
+from gleaner.cli.extras import extra
 from gleaner.cli.options import PATH
 from gleaner.drafting.draft import draft_settings, no_answer
-from gleaner.errors import BadTable, Refused
+from gleaner.errors import BadEncoding, BadTable, Refused
 from gleaner.settings.file import FILE
 from gleaner.table.csv import open_csv
 
@@ -27,7 +28,9 @@ def init(data: Path, target: str | None, interactive: bool) -> None:
     """
     if Path(FILE).exists():
         raise Refused(f"{FILE} exists and was not changed; move it away first")
-    draft = draft_settings(data, target or _target(data, interactive), _ask if interactive else no_answer)
+    encoding = _encoding(data)
+    ask = _ask if interactive else no_answer
+    draft = draft_settings(data, target or _target(data, interactive, encoding), ask, encoding=encoding)
     try:
         with Path(FILE).open("x", encoding="utf-8") as file:
             file.write(draft.text)
@@ -49,8 +52,26 @@ def init(data: Path, target: str | None, interactive: bool) -> None:
     click.echo(f"wrote {FILE}; check it, then run: gleaner train")
 
 
-def _target(data: Path, interactive: bool) -> str:
-    with open_csv(data) as file:
+def _encoding(data: Path) -> str:
+    """Return the likely encoding of a file that is not UTF-8; else "".
+
+    Raises BadTable.
+    """
+    try:
+        with open_csv(data):
+            return ""
+    except BadEncoding:
+        with extra("train"):
+            from gleaner.drafting.charset import guess_encoding
+        encoding = guess_encoding(data)
+        if not encoding:
+            raise
+        click.echo(f"the file is not UTF-8, and likely {encoding}: check some words")
+        return encoding
+
+
+def _target(data: Path, interactive: bool, encoding: str) -> str:
+    with open_csv(data, encoding=encoding) as file:
         header = [cell.strip() for cell in file.header]
     if not interactive:
         names = ", ".join(map(repr, header[:40]))

@@ -61,7 +61,8 @@ def score(
     OUT.faults.csv gets every fault with its line; the exit code is then 3.
     """
     began = time.monotonic()
-    store = open_store(load_settings(config))
+    settings = load_settings(config)
+    store = open_store(settings)
     loaded = load_version(store, choose_version(store, alias, version))
     is_named = faults is not None
     if faults is None and out != PIPE:
@@ -72,7 +73,7 @@ def score(
     _exit_on_signals()
     name_columns = partial(new_columns, column=column, drops_refused=drops_refused)
     with ExitStack() as stack:
-        table, writer, output = _open_tables(stack, source, out, is_parquet, name_columns)
+        table, writer, output = _open_tables(stack, source, out, is_parquet, settings.table.encoding, name_columns)
         refused = stack.enter_context(FaultsFile(faults, table.place, is_named=is_named))
         meter = stack.enter_context(Meter(quiet=as_json))
         for progress in score_table(table, loaded, writer, output, refused):
@@ -102,6 +103,7 @@ def _open_tables(
     source: Path,
     out: Path,
     is_parquet: Mapping[Path, bool],
+    encoding: str,
     name_columns: Callable[[Source], list[str]],
 ) -> tuple[Source, Writer, Output]:
     """Open the source and the output; the stack closes both."""
@@ -114,7 +116,7 @@ def _open_tables(
     if is_parquet[source]:
         table, like = ParquetSource(file, name, to_csv=not is_parquet[out]), None
     else:
-        table = plain = stack.enter_context(open_csv_source(file, name))
+        table = plain = stack.enter_context(open_csv_source(file, name, encoding))
         like = plain.file
     columns = name_columns(table)
     if is_parquet[out]:

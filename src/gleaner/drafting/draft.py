@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gleaner.drafting.kinds import Ask, Decision, decide, decide_target
+from gleaner.drafting.kinds import Ask, Decision, decide, decide_target, settle_notation
 from gleaner.drafting.leaks import find_leaks
 from gleaner.drafting.profile import Profile, profile_columns
 from gleaner.drafting.scores import draft_scores
@@ -20,7 +20,7 @@ from gleaner.errors import BadTable
 from gleaner.table.csv import open_csv, read_table
 from gleaner.table.feature import Feature, Target
 from gleaner.table.messages import explain_cell, show
-from gleaner.table.numbers import Notation
+from gleaner.table.notation import Notation
 from gleaner.table.schema import Schema
 from gleaner.table.tables import Table, plain_name
 from gleaner.table.words import plain_text
@@ -47,25 +47,28 @@ def no_answer(question: str, answers: Sequence[str]) -> None:
     """Leave every question open."""
 
 
-def draft_settings(path: Path, target: str, ask: Ask = no_answer) -> Draft:
+def draft_settings(path: Path, target: str, ask: Ask = no_answer, *, encoding: str = "") -> Draft:
     """Return a `gleaner.toml`, guessed from every row of a file.
 
     The draft is tried on the file.
 
     path: the CSV file. target: the header of its target.
     ask: called for what the file leaves open; without an answer the column is left out.
+    encoding: the encoding of a file that is neither UTF-8 nor has a mark.
     Raises BadTable for a file without rows, without a numeric target, or without a feature.
     """
-    with open_csv(path) as file:
+    with open_csv(path, encoding=encoding) as file:
         at = file.columns.find(target, ())
         profiles = profile_columns(file.header, (cells for _, cells in file.rows()))
     if not profiles[at].rows:
         raise BadTable(path, "has a header and no rows below it")
-    aim = _decide_target(path, profiles[at], ask)
+    aim = _decide_target(path, profiles[at], ask, encoding)
     decisions = _decide(profiles, at, aim.name, ask)
     _check_features(path, decisions)
     plain = _common_notation(aim, decisions)
-    table = _read(path, aim, decisions, plain)
+    decisions = [settle_notation(one, profiles[one.at], plain, ask) for one in decisions]
+    _check_features(path, decisions)
+    table = _read(path, aim, decisions, plain, encoding)
     leaks = dict(find_leaks(table))
     decisions = [_without(decision, leaks) for decision in decisions]
     _check_features(path, decisions)
@@ -76,19 +79,19 @@ def draft_settings(path: Path, target: str, ask: Ask = no_answer) -> Draft:
     return Draft("\n".join(_text(path, table, aim, decisions, plain)) + "\n", tuple(decisions), table)
 
 
-def _decide_target(path: Path, profile: Profile, ask: Ask) -> Feature:
+def _decide_target(path: Path, profile: Profile, ask: Ask, encoding: str) -> Feature:
     """Return the target as a feature. Raises BadTable."""
     feature, why = decide_target(profile, slug(profile.header), ask)
     if feature is not None:
         return feature
     if why:
         raise BadTable(path, f"the target {profile.header!r}: {why}")
-    raise _refusal(path, profile)
+    raise _refusal(path, profile, encoding)
 
 
-def _refusal(path: Path, profile: Profile) -> BadTable:
+def _refusal(path: Path, profile: Profile, encoding: str) -> BadTable:
     """Return the error for a target without numbers."""
-    with open_csv(path) as file:
+    with open_csv(path, encoding=encoding) as file:
         for line, cells in file.rows():
             cell = plain_text(cells[profile.at]) if profile.at < len(cells) else ""
             if cell and not _is_number(cell):
@@ -142,12 +145,12 @@ def _target(aim: Feature, plain: Notation, low: float | None = None) -> Target:
     return Target(name=aim.name, sources=aim.sources, min=low, **signs)
 
 
-def _read(path: Path, aim: Feature, decisions: Sequence[Decision], plain: Notation) -> Table:
+def _read(path: Path, aim: Feature, decisions: Sequence[Decision], plain: Notation, encoding: str) -> Table:
     """Read the file as training would."""
     signs = {key: getattr(plain, key) for key in _NOTATION}
     features = [one.feature for one in decisions if one.feature]
     merged = [f if f.decimal is not None or not f.is_number else replace(f, **signs) for f in features]
-    return read_table(path, Schema(tuple(merged), _target(aim, plain)))
+    return read_table(path, Schema(tuple(merged), _target(aim, plain)), encoding=encoding)
 
 
 def _without(decision: Decision, leaks: dict[str, str]) -> Decision:
@@ -187,10 +190,11 @@ def _text(path: Path, table: Table, aim: Feature, decisions: Sequence[Decision],
     yield f"target_sources = [{quote(header)}]"
     if y.min() >= 0:
         yield "min = 0.0"
-    if table.encoding not in ("utf-8", "utf-8-sig") or plain != Notation():
+    is_declared = not table.encoding.startswith("utf-")  # UTF-16 has a mark
+    if is_declared or plain != Notation():
         yield ""
         yield "[table]"
-        if table.encoding not in ("utf-8", "utf-8-sig"):
+        if is_declared:
             yield f"encoding = {quote(table.encoding)}"
         yield from _keys_of(plain, Notation(), _NOTATION)
     for decision in decisions:

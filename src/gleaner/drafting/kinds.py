@@ -15,7 +15,8 @@ from gleaner.table.dates import DAY, read_format, read_moment
 from gleaner.table.feature import Feature
 from gleaner.table.learning import MOST_WORDS
 from gleaner.table.messages import show
-from gleaner.table.numbers import LARGEST, Notation
+from gleaner.table.notation import Notation
+from gleaner.table.numbers import LARGEST
 from gleaner.table.words import NO, YES, name_words, plain_word
 
 _LISTED_WORDS = 12  # more words than these are learned
@@ -181,14 +182,43 @@ def _numbers(profile: Profile, bare: Feature, ask: Ask) -> _Numbers | Found | No
             chosen = (chosen, others[0])[answer]
     notation, rows, numbers = chosen
     keys: dict[str, Any] = {}
-    if notation != Notation():
+    is_plain = notation == Notation()
+    if not is_plain or any("." in cell for cell in numbers):  # `[table]` of the draft may have another notation
         keys = {"decimal": notation.decimal, "thousands": notation.thousands, "strip": notation.strip}
     is_whole = all(number.is_integer() for number in numbers.values())
-    why = ("whole numbers" if is_whole else "numbers") + f", written as {show(next(iter(numbers)))}" * bool(keys)
+    why = ("whole numbers" if is_whole else "numbers") + f", written as {show(next(iter(numbers)))}" * (not is_plain)
     if left := total - rows:
         word = next(cell for cell in values if cell not in numbers)
         why += f"; {left:,} {'cell is' if left == 1 else 'cells are'} no number, such as {show(word)}: see `map`"
     return _Numbers(replace(bare, type="int" if is_whole else "float", **keys), why, numbers)
+
+
+def settle_notation(decision: Decision, profile: Profile, common: Notation, ask: Ask) -> Decision:
+    """Compare a column's own notation with that of the other columns.
+
+    A column keeps a notation of its own only if the common one does not read it. If each reads another number, the
+    file leaves open which is right.
+    """
+    feature = decision.feature
+    if feature is None or feature.decimal is None or not feature.is_number or feature.notation == common:
+        return decision
+    other = replace(common, strip=feature.strip or "")
+    (_, own), (_, read) = _read(profile.values, feature.notation), _read(profile.values, other)
+    if not own.keys() <= read.keys():
+        return decision
+    keys: dict[str, Any] = {"decimal": other.decimal, "thousands": other.thousands}
+    if cell := next((cell for cell, number in own.items() if read[cell] != number), None):
+        answers = [f"{numbers[cell]:,.15g}" for numbers in (own, read)]
+        answer = ask(f"{decision.header!r}: is {show(cell)} the number {answers[0]} or {answers[1]}?", answers)
+        if answer is None:
+            added = " or ".join(map(_keys, (feature.notation, other)))
+            why = f"{show(cell)} is {answers[0]}, or {answers[1]} as in other columns: decide, and add {added}"
+            return replace(decision, feature=None, why=why)
+        if answer == 0:
+            return decision
+        is_whole = all(number.is_integer() for number in read.values())
+        keys |= {"type": "int" if is_whole else "float"}
+    return replace(decision, feature=replace(feature, **keys))
 
 
 def _measured(profile: Profile, bare: Feature, ask: Ask) -> Found | None:

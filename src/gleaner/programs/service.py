@@ -77,7 +77,11 @@ def _compose(
     follower = Follower(settings, slots.store) if settings.tracking.is_server else None
     if follower:
         Following(follower, registry)
-    return slots, follower, App(slots, settings.serving, registry, settings.schema_, follower, keys)
+    return (
+        slots,
+        follower,
+        App(slots, settings.serving, registry, settings.schema_, follower, keys, settings.table.encoding),
+    )
 
 
 def _announce(settings: Settings, slots: Slots, app: App, port: int, metrics_port: int) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import click
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from gleaner.errors import BadEncoding
 from gleaner.machine.exposition import serve_metrics
 from gleaner.machine.ports import show_address
 from gleaner.machine.resources import Resources
@@ -38,6 +39,17 @@ class _Metrics(NamedTuple):
     address: str = ""
 
 
+def _read(settings: Settings, source: Path) -> Table:
+    """Read the training data. Raises BadTable."""
+    try:
+        encoding, most = settings.table.encoding, settings.training.max_rows
+        return read_table(source, settings.schema_, encoding=encoding, max_rows=most)
+    except BadEncoding as e:
+        from gleaner.drafting.charset import name_likely
+
+        raise name_likely(source, e) from e
+
+
 def run_training(
     settings: Settings,
     source: Path,
@@ -60,7 +72,7 @@ def run_training(
     open_store(settings).check_model(settings.model.name)
     metrics = _expose(settings, own_port, events_fd)
     report = TrainingReport(quiet=as_json)
-    table = read_table(source, settings.schema_, max_rows=settings.training.max_rows)
+    table = _read(settings, source)
     report.read(table)
     # The libraries take seconds to load, so they are loaded after the errors in the file are reported.
     from gleaner.programs.pipeline import train_and_register

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ class CsvSource:
 
     @property
     def done(self) -> float:
-        return self.file.lines.at / self._size
+        return min(1.0, self.file.lines.at / self._size)  # a copy in UTF-8 can be longer
 
     def chunks(self, schema: Schema) -> Iterator[Chunk]:
         return read_rows(self.file, schema)
@@ -54,8 +53,8 @@ class CsvWriter:
         self._keeps_refused = len(columns) > 1
         self._encoding = like.encoding if like else "utf-8"
         self._delimiter, self._end = (like.delimiter, like.line_end) if like else (",", "\n")
-        if like and like.marked:
-            output.write(codecs.BOM_UTF8)
+        if like and like.mark:
+            output.write(like.mark)
         self._write([header], [columns])
 
     def write(self, chunk: Chunk, predictions: Array) -> None:
@@ -73,6 +72,8 @@ class CsvWriter:
         pass
 
     def _write(self, rows: Sequence[Sequence[str]], more: Sequence[Sequence[str]]) -> None:
+        if not rows:
+            return
         try:
             rows = disarm(padded(rows, self._width), self._width)
             lines = [[*row, *cells] for row, cells in zip(rows, more, strict=True)]
@@ -144,7 +145,11 @@ class FaultsFile:
 
 
 @contextmanager
-def open_csv_source(file: BinaryIO, name: Path | str) -> Iterator[CsvSource]:
-    """Open a seekable file as CSV. Raises BadTable."""
-    with open_csv(file, str(name)) as opened:
+def open_csv_source(file: BinaryIO, name: Path | str, encoding: str = "") -> Iterator[CsvSource]:
+    """Open a seekable file as CSV.
+
+    encoding: the encoding in the settings.
+    Raises BadTable.
+    """
+    with open_csv(file, str(name), encoding=encoding) as opened:
         yield CsvSource(opened, os.fstat(file.fileno()).st_size)

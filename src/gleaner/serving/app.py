@@ -59,6 +59,7 @@ class App:
     schema: the columns to describe while there is no version.
     follower: the follower of an MLflow server's aliases, if there is one.
     keys: the keys that callers need, if they need any.
+    encoding: the encoding of CSV bodies in the settings, empty for none.
     draining: set when the process has to stop.
     """
 
@@ -70,8 +71,9 @@ class App:
         schema: Schema | None = None,
         follower: Follower | None = None,
         keys: Keys | None = None,
+        encoding: str = "",
     ) -> None:
-        self.service = Service(slots, serving, registry, schema, follower)
+        self.service = Service(slots, serving, registry, schema, follower, encoding)
         self.slots, self.serving, self.registry = slots, serving, registry
         self.draining, self.is_ready = self.service.draining, self.service.is_ready
         self.flask = make_flask(self.service)

@@ -80,6 +80,7 @@ class Service:
 
     schema: the columns to describe while there is no version; each version has its own.
     follower: the follower of an MLflow server's aliases, if there is one.
+    encoding: the encoding of CSV bodies in the settings, empty for none.
     draining: set when the process has to stop.
     """
 
@@ -90,9 +91,10 @@ class Service:
         registry: CollectorRegistry,
         schema: Schema | None,
         follower: Follower | None,
+        encoding: str = "",
     ) -> None:
         self.slots, self.serving, self.registry = slots, serving, registry
-        self.schema, self.follower = schema, follower
+        self.schema, self.follower, self.encoding = schema, follower, encoding
         self.draining = threading.Event()
         self.first_slot = next(iter(slots.aliases))
         self._versions: dict[str, SlotVersion] = {}

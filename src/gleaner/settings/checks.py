@@ -8,8 +8,11 @@ from collections.abc import Mapping
 
 from gleaner.errors import wanted
 from gleaner.table.dates import explain_format, is_zone
+from gleaner.table.encodings import find_codec
 from gleaner.table.feature import Feature
+from gleaner.table.notation import DECIMALS, THOUSANDS, Notation
 from gleaner.table.numbers import is_number
+from gleaner.table.schema import Schema
 from gleaner.table.words import MISSING, OTHER, plain_word
 
 
@@ -28,6 +31,41 @@ def check_networks(networks: tuple[str, ...]) -> tuple[str, ...]:
         except ValueError as e:
             raise ValueError(f"wanted an address or a network such as 10.0.0.0/8, got {network!r}") from e
     return networks
+
+
+def check_encoding(name: str) -> str:
+    """Return an encoding's usual name; an empty text stays."""
+    found = find_codec(name) if name else ""
+    if found is None:
+        raise ValueError(wanted("an encoding such as cp1250, iso8859-2 or shift_jis", repr(name)))
+    return found
+
+
+def check_notations(schema: Schema) -> None:
+    """Check each column's notation, with the keys of `[table]`."""
+    columns = {"table.": schema.target.notation} | {f"{one.name!r}: ": one.notation for one in schema.features}
+    for where, notation in columns.items():
+        try:
+            _check_notation(notation)
+        except ValueError as e:
+            raise ValueError(f"{where}{e}") from None
+
+
+def _check_notation(notation: Notation) -> None:
+    """Check that the signs of a notation can be told apart."""
+    decimal, thousands = notation.decimal, notation.thousands
+    if len(decimal) != 1 or decimal not in DECIMALS:
+        raise ValueError(f"decimal: {wanted('a point or a comma', repr(decimal))}")
+    if thousands and (len(thousands) != 1 or thousands not in THOUSANDS):
+        right = "a point, a comma, a blank, an apostrophe, or an empty text for none"
+        raise ValueError(f"thousands: {wanted(right, repr(thousands))}")
+    if thousands == decimal:
+        right = f"another sign than `decimal`, which is {decimal!r}"
+        raise ValueError(f"thousands: {wanted(right, repr(thousands))}")
+    for sign in notation.strip.split():
+        if re.search(r"[\d+-]", sign) or not sign.strip(THOUSANDS):
+            right = "signs such as `€ $ %`, without digits, signs of numbers and points alone"
+            raise ValueError(f"strip: {wanted(right, repr(sign))}")
 
 
 def check_features(features: tuple[Feature, ...]) -> tuple[Feature, ...]:

@@ -59,10 +59,12 @@ class Model(_Section):
 class TableFiles(_Section):
     """The notation and encoding of files; a feature's own keys come first."""
 
-    encoding: str = Field("", description="The encoding of CSV files; empty for UTF-8, or UTF-16 with a mark.")
+    encoding: Annotated[str, AfterValidator(checks.check_encoding)] = Field(
+        "", description="The encoding of CSV files beside UTF-8, and UTF-16 with a mark: `cp1250`."
+    )
     decimal: str = Field(".", description="The sign before the decimals of a number: `.` or `,`.")
     thousands: str = Field("", description="The sign between groups of three digits; empty for none.")
-    strip: str = Field("", description="Signs beside a number that mean nothing, such as `€ $`.")
+    strip: str = Field("", description="Signs beside a number that mean nothing, with blanks between them: `€ $ %`.")
 
 
 class Training(_Section):
@@ -318,6 +320,7 @@ class Settings(BaseSettings):
             raise ValueError(f"alerts.registry_age_seconds: {wanted(right, f'{age:g}')}")
         if self.model.target in {feature.name for feature in self.features}:
             raise ValueError(f"model.target: {self.model.target!r} is a feature, too; delete it from [[features]]")
+        checks.check_notations(self.schema_)
         return self
 
     @property
@@ -327,8 +330,8 @@ class Settings(BaseSettings):
         plain = TableFiles()
         notation = {key: sign for key, sign in self.table if key != "encoding" and sign != getattr(plain, key)}
         features = [
-            replace(feature, **{key: sign for key, sign in notation.items() if getattr(feature, key) is None})
-            for feature in self.features
+            replace(one, **{key: sign for key, sign in notation.items() if one.is_number and getattr(one, key) is None})
+            for one in self.features
         ]
         target = Target(name=model.target, sources=model.target_sources, unit=model.unit, min=model.min, **notation)
         return Schema(tuple(features), target, model.date_sources)

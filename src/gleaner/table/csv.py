@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import hashlib
 import io
@@ -20,9 +19,10 @@ from typing import BinaryIO
 import numpy as np
 
 from gleaner.errors import NAMED_FAULTS, BadTable, Fault, wanted
-from gleaner.table.encodings import examine, find_delimiter
+from gleaner.table.encodings import Encoded, examine
 from gleaner.table.feature import Feature, Target
 from gleaner.table.learning import Learner
+from gleaner.table.lines import LONGEST_LINE, Lines, recoded
 from gleaner.table.messages import show, show_cell
 from gleaner.table.schema import Schema
 from gleaner.table.tables import (
@@ -32,32 +32,41 @@ from gleaner.table.tables import (
     Header,
     RefusedRow,
     Table,
+    Tally,
     days_of,
     read_day,
     tally_text,
     unreadable,
 )
 
-LONGEST_LINE = 1 << 20
 BLOCK_BYTES = 1 << 17
 _SMALL_BYTES = 1 << 11  # about as many as are read row by row around a refused row
+
+
+def find_delimiter(header: str) -> str:
+    """Return the delimiter that gives the header the most cells."""
+    return max(",;\t", key=lambda d: len(next(csv.reader([header], delimiter=d))))
 
 
 class CsvFile:
     """An opened CSV file below its header, for one read.
 
     name: the file's name in errors.
-    marked: whether the file begins with a UTF-8 byte order mark.
+    encoding: the encoding of the file. codec: that of the lines.
+    mark: the byte order mark at the file's start, empty for none.
     line_end: the line end of the header.
     """
 
-    def __init__(self, name: Path | str, file: BinaryIO) -> None:
-        """Read the header. Raises BadTable, OSError, csv.Error."""
-        self.name = name
-        self.encoding = examine(name, file)
-        file.seek(0)
-        self.marked = file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
-        self.lines = _Lines(name, file, self.encoding, start=len(codecs.BOM_UTF8) * self.marked)
+    def __init__(self, name: Path | str, file: BinaryIO, found: Encoded, whole: BinaryIO) -> None:
+        """Read the header.
+
+        file: the file, or its copy in UTF-8. whole: the file.
+        Raises BadTable, OSError, csv.Error.
+        """
+        self.name, self._whole = name, whole
+        self.encoding, self.mark = found.encoding, found.mark
+        self.codec = found.encoding if file is whole else "utf-8"
+        self.lines = Lines(name, file, self.codec, start=len(found.mark) if file is whole else 0)
         first = next(self.lines, "")
         if not first.strip():
             if first:
@@ -93,21 +102,24 @@ class CsvFile:
 
     def sha256(self) -> str:
         """Return the hash of the whole file."""
-        file, digest = self.lines.file, hashlib.sha256()
+        file, digest = self._whole, hashlib.sha256()
         file.seek(0)
         while piece := file.read(1 << 20):
             digest.update(piece)
-        file.seek(self.lines.at)
+        self.lines.file.seek(self.lines.at)
         return digest.hexdigest()
 
 
 @contextmanager
-def open_csv(source: Path | bytes | BinaryIO, name: str = "") -> Iterator[CsvFile]:
+def open_csv(
+    source: Path | bytes | BinaryIO, name: str = "", *, encoding: str = "", charset: str | None = None
+) -> Iterator[CsvFile]:
     """Open a CSV file for a `with` block.
 
-    The encoding is UTF-8, with or without a byte order mark, or Windows-1252; the delimiter is `,`, `;` or a tab.
+    The delimiter is `,`, `;` or a tab.
     source: a path, a body in memory, or a seekable binary file, which is read from its start and stays open.
     name: the file's name in errors; by default its path.
+    encoding, charset: the encoding in the settings and in a request; see `examine`.
     Raises BadTable for a file that is not CSV.
     """
     called = name or (source if isinstance(source, Path) else "the table")
@@ -117,7 +129,9 @@ def open_csv(source: Path | bytes | BinaryIO, name: str = "") -> Iterator[CsvFil
                 file: BinaryIO = stack.enter_context(source.open("rb"))
             else:
                 file = io.BytesIO(source) if isinstance(source, bytes) else source
-            opened = CsvFile(called, file)
+            found = examine(called, file, encoding, charset)
+            lines = file if found.is_plain else stack.enter_context(recoded(file, found))
+            opened = CsvFile(called, lines, found, file)
         except csv.Error as e:
             raise BadTable(called, f"is not CSV: {e}", line=1) from e
         except OSError as e:
@@ -147,20 +161,26 @@ def read_rows(
 
 
 def read_table(
-    path: Path, schema: Schema, *, max_rows: int = 1_000_000, advance: Callable[[int], object] | None = None
+    path: Path,
+    schema: Schema,
+    *,
+    encoding: str = "",
+    max_rows: int = 1_000_000,
+    advance: Callable[[int], object] | None = None,
 ) -> Table:
     """Read the features and the target of a CSV file.
 
+    encoding: the encoding in the settings; see `examine`.
     max_rows: the most rows of the file, which bounds the memory.
     advance: a function that gets the number of rows read so far, after each chunk.
     Raises BadTable for a file that cannot be used at all; refused rows are only counted.
     """
-    schema = _learn(path, schema)
+    schema = _learn(path, schema, encoding)
     columns: list[Feature | Target] = [*schema.features, schema.target]
     kept, days, started = array("d"), array("d"), array("q")
     faults: list[Fault] = []
     refused, tally = 0, Counter[tuple[str, str]]()
-    with open_csv(path) as file:
+    with open_csv(path, encoding=encoding) as file:
         found = file.columns.find_all(columns)
         day = file.columns.find_day(schema.date_sources)
         for chunk in _chunks(file, columns, found, NAMED_FAULTS, BLOCK_BYTES):
@@ -181,10 +201,7 @@ def read_table(
             if advance:
                 advance(len(started) + refused)
         if not started:
-            why = "; it has a header and nothing below it"
-            if faults:
-                why = f": {tally_text(tally)}; the first refusal: {faults[0]}"
-            raise BadTable(path, f"no usable row in {refused:,}{why}")
+            raise _no_row(path, refused, tally, faults)
         numbers = np.frombuffer(kept, dtype=np.float64).reshape(len(started), len(columns))
         return Table(
             path=path,
@@ -203,11 +220,18 @@ def read_table(
         )
 
 
-def _learn(path: Path, schema: Schema) -> Schema:
+def _no_row(path: Path, refused: int, tally: Tally, faults: Sequence[Fault]) -> BadTable:
+    why = "; it has a header and nothing below it"
+    if faults:
+        why = f": {tally_text(tally)}; the first refusal: {faults[0]}"
+    return BadTable(path, f"no usable row in {refused:,}{why}")
+
+
+def _learn(path: Path, schema: Schema, encoding: str) -> Schema:
     """Return the schema with the words of a file. Raises BadTable."""
     if all(feature.values != "learn" for feature in schema.features):
         return schema
-    with open_csv(path) as file:
+    with open_csv(path, encoding=encoding) as file:
         learner = Learner(path, schema, file.columns.find_all(schema.features))
         for _, cells in file.rows():
             learner.add(cells)
@@ -258,7 +282,7 @@ def _accept(
     if len(block) >= LONGEST_LINE:
         return None
     try:
-        text = block.decode(file.encoding)
+        text = block.decode(file.codec)
         rows = list(csv.reader(io.StringIO(text, newline="\n"), delimiter=file.delimiter, strict=True))
     except (csv.Error, UnicodeDecodeError):  # a block that ends within quotes, too
         return None
@@ -344,7 +368,7 @@ def _fault(column: Feature | Target | None, at: int, cells: Sequence[str], line:
 
 
 def _kind(column: Feature | Target | None, at: int, cells: Sequence[str]) -> tuple[str, str]:
-    """Return the (column, kind) of a refused cell; its column as in `_fault`."""
+    """Return the (column, kind) of a refused cell."""
     name = column.name if column else f"column {at + 1}"
     return name, WRONG if "".join(cells[at : at + 1]).strip() else EMPTY
 
@@ -353,51 +377,3 @@ def _places(chunk: Chunk) -> Iterator[tuple[int, int]]:
     """Yield (index, line) of each row of a chunk, accepted rows first."""
     yield from zip(map(int, chunk.index), map(int, chunk.lines), strict=True)
     yield from ((row.index, row.line) for row in chunk.refused)
-
-
-class _Lines:
-    """The physical lines of a file as text, each of bounded length.
-
-    at: the byte that has been reached.
-    number: the line that has been reached, from 1.
-    """
-
-    def __init__(self, name: Path | str, file: BinaryIO, encoding: str, *, start: int) -> None:
-        self.name, self.file, self.encoding, self.at, self.number = name, file, encoding, start, 0
-        file.seek(start)
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        try:
-            line = self.file.readline(LONGEST_LINE)
-        except OSError as e:
-            raise unreadable(self.name, e) from e
-        if not line:
-            raise StopIteration
-        self.at += len(line)
-        self.number += 1
-        if len(line) == LONGEST_LINE:
-            raise BadTable(self.name, "is longer than 1 MB; wanted a CSV file with one row per line", line=self.number)
-        try:
-            return line.decode(self.encoding)
-        except UnicodeDecodeError as e:
-            raise BadTable(self.name, "changed while it was read; try again", line=self.number) from e
-
-    def peek(self, size: int) -> bytes:
-        """Return the next whole lines, about `size` bytes, without moving."""
-        try:
-            block = self.file.read(size)
-            if block and not block.endswith(b"\n"):
-                block += self.file.readline(LONGEST_LINE)
-            self.file.seek(self.at)
-        except OSError as e:
-            raise unreadable(self.name, e) from e
-        return block
-
-    def skip(self, block: bytes) -> None:
-        """Move behind a block that `peek` returned."""
-        self.at += len(block)
-        self.number += block.count(b"\n") + (not block.endswith(b"\n"))
-        self.file.seek(self.at)

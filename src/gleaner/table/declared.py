@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gleaner.table.dates import part_names
-from gleaner.table.numbers import LARGEST, Notation
+from gleaner.table.notation import Notation
+from gleaner.table.numbers import LARGEST
 from gleaner.table.words import MISSING, NO, OTHER, YES, Gaps, gaps_of, name_words
 
 Json = dict[str, Any]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gleaner.table.dates import DAY, day_of, local_moments, read_moment
 from gleaner.table.declared import Declared
+from gleaner.table.notation import Notation
 from gleaner.table.numbers import Array
 from gleaner.table.words import (
     digits,
@@ -204,6 +205,10 @@ class Target:
     @property
     def wanted(self) -> str:
         return _feature_of(self).wanted
+
+    @property
+    def notation(self) -> Notation:
+        return _feature_of(self).notation
 
     def accept_cell(self, cell: str) -> float:
         """Return the number of a cell. Raises ValueError for a refused cell."""

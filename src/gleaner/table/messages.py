@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from gleaner.table.feature import Feature, Target
-from gleaner.table.numbers import is_number
+from gleaner.table.notation import DECIMALS, Notation
+from gleaner.table.words import plain_text
 
-# Numbers as spreadsheets show them: with or without groups of three digits, and with a decimal point or comma.
-_SHOWN = re.compile(r"([+-]?)([1-9]\d{0,2}([ ,.'\u2019\u00a0\u202f])\d{3}(?:\3\d{3})*|\d*)(?:([.,])(\d+))?", re.ASCII)
 _LONGEST_SHOWN = 40
+_PLAIN = Notation()
 
 
 def show(value: object) -> str:
@@ -34,41 +34,67 @@ def show(value: object) -> str:
 def show_cell(column: Feature | Target, cell: object) -> str:
     """Return a refused cell for a message.
 
-    A number in a notation that is not read comes with the reason.
+    A number in a notation that is not read comes with the settings that would read it.
     column: the column that refuses the cell.
     """
     if not isinstance(cell, str):
         return show(cell)
     if not cell.strip():
         return "an empty cell"
-    return show(cell) + ("" if isinstance(column, Feature) and not column.is_number else explain_cell(cell))
+    is_words = isinstance(column, Feature) and not column.is_number
+    return show(cell) + ("" if is_words else explain_cell(cell, column.notation))
 
 
-def explain_cell(cell: str) -> str:
-    """Return why a text like a number is not read; else "".
+def explain_cell(cell: str, notation: Notation = _PLAIN) -> str:
+    """Return which settings would read a text like a number; else "".
 
-    Such a text is ambiguous: 1,234 is a thousand or about one, 12% is 12 or 0.12.
+    notation: the notation that does not read it.
     >>> explain_cell("2,18")
-    '; a decimal comma is not read: 2.18'
+    '; it is 2.18 with decimal = ","'
+    >>> explain_cell("1,234")
+    '; it is 1234 with thousands = ",", or 1.234 with decimal = ","'
     """
-    if len(cell) > _LONGEST_SHOWN or not re.search("[0-9]", cell):
+    cell = plain_text(cell)
+    if len(cell) > _LONGEST_SHOWN or not re.search("[0-9]", cell) or _reads(notation, cell) is not None:
         return ""
+    found = [(_keys(other, notation), _reads(other, cell)) for other in _others(cell, notation)]
+    fewest = min((len(keys) for keys, number in found if number is not None), default=0)
+    numbers: dict[float, str] = {}
+    for keys, number in found:
+        if number is not None and len(keys) == fewest:
+            numbers.setdefault(number, f"{number:.15g} with {' and '.join(keys)}")
+    if not numbers:
+        return ""
+    sign = notation.thousands
+    grouped = f"; thousands = {_quoted(sign)} parts groups of three digits" if sign and sign in cell else ""
+    return f"{grouped}; it is {', or '.join(numbers.values())}"
+
+
+def _others(cell: str, notation: Notation) -> Iterator[Notation]:
+    """Yield the notations that may read a cell."""
+    known = notation.strip.split()
     signs = {char for char in cell if char == "%" or unicodedata.category(char) == "Sc"}
-    plain = "".join(char for char in cell if char not in signs).strip()
-    found = ["a currency sign"] * bool(signs - {"%"}) + ["a percent sign"] * ("%" in signs)
-    if not is_number(plain):
-        match = _SHOWN.fullmatch(plain)
-        if not match:
-            return ""
-        sign, whole, gap, point, decimals = match.groups(default="")
-        if gap == point:  # also if both are empty
-            return ""
-        if gap == "," and whole.count(gap) == 1 and not point:
-            found.append("a comma")
-            plain = f"{plain.replace(',', '')} or {plain.replace(',', '.')}"
-        else:
-            found += ["a thousands separator"] * bool(gap) + ["a decimal comma"] * (point == ",")
-            plain = sign + whole.replace(gap, "") + f".{decimals}" * bool(point)
-    if not found:
-        return ""
-    return f"; {' or '.join(found)} is not read" + ("" if "%" in signs else f": {plain}")
+    strip = " ".join([*known, *sorted(signs.difference(known))]) if signs.difference(known) else notation.strip
+    for decimal in dict.fromkeys((notation.decimal, *DECIMALS)):
+        for thousands in dict.fromkeys((notation.thousands, "", ",", ".", " ", "'")):
+            if thousands != decimal:
+                yield Notation(decimal, thousands, strip)
+
+
+def _reads(notation: Notation, cell: str) -> float | None:
+    try:
+        return notation.read(cell)
+    except ValueError:
+        return None
+
+
+def _keys(notation: Notation, plain: Notation) -> list[str]:
+    """Return the keys of a notation that differ from another's."""
+    keys = ("decimal", "thousands", "strip")
+    return [
+        f"{key} = {_quoted(getattr(notation, key))}" for key in keys if getattr(notation, key) != getattr(plain, key)
+    ]
+
+
+def _quoted(sign: str) -> str:
+    return f'"{sign}"'

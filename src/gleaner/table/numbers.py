@@ -1,10 +1,9 @@
-"""Numbers as files write them."""
+"""Plain numbers: digits, with a point before the decimals."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,25 +44,3 @@ def read_numbers(cells: Sequence[str]) -> Array | None:
 def is_number(text: str) -> bool:
     """Return whether `read_number` reads a text."""
     return _NUMBER.fullmatch(text) is not None
-
-
-@dataclass(frozen=True, slots=True)
-class Notation:
-    """The way in which the cells of a column write numbers.
-
-    decimal: the sign before the decimals.
-    thousands: the sign between groups of three digits; empty for none.
-    strip: signs beside a number that mean nothing, such as those of currencies.
-    """
-
-    decimal: str = "."
-    thousands: str = ""
-    strip: str = ""
-
-    def read(self, cell: str) -> float:
-        """Return the number of a cell without blanks around it. Raises ValueError."""
-        return read_number(cell)
-
-    def read_all(self, cells: Sequence[str]) -> Array | None:
-        """Return the numbers of many cells; None if `read` may refuse one."""
-        return read_numbers(cells)

@@ -91,7 +91,7 @@ class RefusedRow:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive rows of a table, n in all: m accepted rows, and the refused ones.
+    """Consecutive rows of a table: n rows, of which m are accepted.
 
     X: (m, k) matrix.
     index: (m,) the position of each accepted row in the table, from 0.
@@ -116,7 +116,10 @@ class Chunk:
         return accepted
 
     def problems(self) -> list[str]:
-        """Return the faults of each refused row, empty for an accepted row, shape (n,)."""
+        """Return the faults of each row, shape (n,).
+
+        The text of an accepted row is empty.
+        """
         problems = [""] * len(self.cells)
         for at, row in zip(np.flatnonzero(~self.accepted), self.refused, strict=True):
             problems[at] = row.problem()
@@ -174,8 +177,9 @@ class Header:
 
 
 def tally_text(tally: Tally, *, most: int = 10) -> str:
-    """Return the numbers of faults in words, the largest first: `area 6,450 empty, year 300 not accepted`.
+    """Return the numbers of faults in words, the largest first.
 
+    An example: `area 6,450 empty, year 300 not accepted`.
     most: the most numbers; the columns of the others are counted.
     """
     ordered = sorted(tally.items(), key=lambda item: (-item[1], item[0]))

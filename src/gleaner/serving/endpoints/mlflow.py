@@ -7,7 +7,7 @@ from flask import Flask, Response, request
 from gleaner import __version__
 from gleaner.errors import WrongType, wanted
 from gleaner.serving.endpoints.responses import predicted, tally
-from gleaner.serving.formats.csv import CSV
+from gleaner.serving.formats.csv import CSV, Text
 from gleaner.serving.formats.json import JSON, read_json
 from gleaner.serving.formats.mlflow import accept_invocation, read_invocation, write_invocation
 from gleaner.serving.formats.tables import read_rows
@@ -45,7 +45,8 @@ def add_mlflow(flask: Flask, service: Service) -> None:
 
         def read() -> Rows:
             if kind == CSV:
-                return read_rows(kind, body, version.reader, max_rows=serving.max_table_rows)
+                text = Text(service.encoding, request.mimetype_params.get("charset", ""))
+                return read_rows(kind, body, version.reader, max_rows=serving.max_table_rows, text=text)
             schema, max_rows = version.reader.schema, serving.max_rows
             accepted = accept_invocation(schema, body, max_rows=max_rows)
             if accepted is not None:

@@ -6,7 +6,7 @@ from flask import Flask, Response, request
 
 from gleaner.errors import BadBody, nearest
 from gleaner.serving.endpoints.responses import predicted, tally
-from gleaner.serving.formats.csv import CSV, check_added, write_whole_csv
+from gleaner.serving.formats.csv import CSV, Text, check_added, write_whole_csv
 from gleaner.serving.formats.json import JSON
 from gleaner.serving.formats.predictions import Predictions
 from gleaner.serving.formats.tables import read_rows, write_response
@@ -55,18 +55,21 @@ def add_predict(flask: Flask, service: Service) -> None:
         kind, body = request.mimetype, request.get_data()
         switches, is_whole = _read_query(kind)
         version = service.version_in(slot)
+        text = Text(service.encoding, request.mimetype_params.get("charset", ""))
         max_rows, partial = service.serving.max_table_rows, switches["partial"]
 
         def read() -> Rows:
             if is_whole:
-                check_added(body, **switches)
-            return read_rows(kind, body, version.reader, max_rows=max_rows, partial=partial)
+                check_added(body, text, **switches)
+            return read_rows(kind, body, version.reader, max_rows=max_rows, partial=partial, text=text)
 
         rows, numbers = service.compute(version, body, read, partial=partial)
         tally().rows = len(numbers)
         predictions = Predictions(rows, numbers, version.loaded.version, tally().id, **switches)
-        content = write_whole_csv(body, predictions) if is_whole else write_response(kind, predictions)
-        return predicted(content, kind, version, 207 if rows.faults else 200)
+        status = 207 if rows.faults else 200
+        if is_whole:
+            return predicted(write_whole_csv(body, text, predictions), f"{CSV}; charset=utf-8", version, status)
+        return predicted(write_response(kind, predictions), kind, version, status)
 
     for slot in service.slots.aliases:
         flask.post(f"/{slot}/predict", endpoint=f"predict_{slot}", defaults={"slot": slot})(predict)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
-from gleaner.errors import BadRows, BadTable, Fault, TooLarge
+from gleaner.errors import BadRows, BadTable, Fault, TooLarge, WrongType, wanted
 from gleaner.serving.exchange import check_wanted
 from gleaner.serving.formats.arrow import more_columns
 from gleaner.serving.formats.json import encode_numbers
 from gleaner.serving.formats.predictions import Predictions
-from gleaner.table.csv import open_csv, read_rows
+from gleaner.table.csv import CsvFile, open_csv, read_rows
 from gleaner.table.csv_text import csv_text, disarm, padded
+from gleaner.table.encodings import find_codec
+from gleaner.table.messages import show
 from gleaner.table.rows import Rows
 from gleaner.table.schema import Schema
 from gleaner.table.tables import plain_name
@@ -31,9 +35,19 @@ _BLOCK_BYTES = 1 << 16
 _ROWS_AT_ONCE = 1_000
 
 
-def read_csv(body: bytes, schema: Schema, max_rows: int, named: int) -> Rows:
-    """Read the rows of a CSV body. Raises BadTable, BadRows, TooLarge."""
-    with open_csv(body, "the body") as file:
+class Text(NamedTuple):
+    """The encoding of a body of text.
+
+    encoding: the encoding in the settings. charset: that of the request. Empty for none.
+    """
+
+    encoding: str = ""
+    charset: str = ""
+
+
+def read_csv(body: bytes, schema: Schema, max_rows: int, named: int, text: Text) -> Rows:
+    """Read the rows of a CSV body. Raises BadTable, BadRows, TooLarge, WrongType."""
+    with _opened(body, text) as file:
         try:
             file.columns.find_all(schema.features)
         except BadTable as e:  # the body is CSV, with the columns of another table
@@ -69,22 +83,22 @@ def write_csv(predictions: Predictions) -> bytes:
     return "\r\n".join(lines).encode()
 
 
-def check_added(body: bytes, *, detail: bool, partial: bool) -> None:
-    """Raise BadRows for a body that already has a column that the response adds."""
+def check_added(body: bytes, text: Text, *, detail: bool, partial: bool) -> None:
+    """Raise BadRows for a body with a column that the response adds."""
     nothing = Predictions(Rows(np.empty((0, 0)), 0, {}), np.empty(0), 0, "", detail, partial)
-    with open_csv(body, "the body") as file:
+    with _opened(body, text) as file:
         taken = set(map(plain_name, file.header)) & set(_columns(nothing))
     if taken:
         raise BadRows([("", f"the table has a column {min(taken)!r} already; rename it, or leave out columns=all")])
 
 
-def write_whole_csv(body: bytes, predictions: Predictions) -> bytes:
-    """Write the rows of a body, with the added columns behind their own.
+def write_whole_csv(body: bytes, text: Text, predictions: Predictions) -> bytes:
+    """Write the rows of a body in UTF-8, with the added columns behind their own.
 
     The body's delimiter stays; a text that a spreadsheet would run as a formula gets a `'` before it.
     """
     columns = _columns(predictions, quote=str)
-    with open_csv(body, "the body") as file:
+    with _opened(body, text) as file:
         width = len(file.header)
         added = iter(zip(*columns.values(), strict=True))
         pieces = [csv_text([[*disarm([file.header], width)[0], *columns]], file.delimiter, "\r\n")]
@@ -97,8 +111,18 @@ def write_whole_csv(body: bytes, predictions: Predictions) -> bytes:
     return "".join(pieces).encode()
 
 
+def _opened(body: bytes, text: Text) -> AbstractContextManager[CsvFile]:
+    charset = find_codec(text.charset) if text.charset else ""
+    if text.charset and not charset:
+        raise WrongType(wanted("a known charset in Content-Type, such as utf-8 or windows-1252", show(text.charset)))
+    return open_csv(body, "the body", encoding=text.encoding, charset=charset)
+
+
 def _columns(predictions: Predictions, quote: Callable[[str], str] | None = None) -> Mapping[str, Sequence[str]]:
-    """Return the columns of a response as text; `quote` makes a cell of a text."""
+    """Return the columns of a response as text.
+
+    quote: the function that makes a cell of a text.
+    """
     quote = quote or _cell
     return {
         "prediction": ["" if p != p else repr(p) for p in predictions.spread().tolist()],

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gleaner.errors import NAMED_FAULTS, BadRows, WrongType, wanted
 from gleaner.serving.formats.arrow import read_arrow, write_arrow
-from gleaner.serving.formats.csv import CSV, read_csv, write_csv
+from gleaner.serving.formats.csv import CSV, Text, read_csv, write_csv
 from gleaner.serving.formats.json import JSON, RowReader, write_table
 from gleaner.serving.formats.predictions import Predictions
 from gleaner.table.arrow.format import ARROW
@@ -20,18 +20,20 @@ from gleaner.table.rows import Rows
 class Format(NamedTuple):
     """A reader of bodies and a writer of responses.
 
-    read: (body, reader of the columns, max_rows, named faults) -> rows.
+    read: (body, reader of the columns, max_rows, named faults, text) -> rows.
     """
 
-    read: Callable[[bytes, RowReader, int, int], Rows]
+    read: Callable[[bytes, RowReader, int, int, Text], Rows]
     write: Callable[[Predictions], bytes]
 
 
 FORMATS: Mapping[str, Format] = {
-    JSON: Format(lambda body, reader, _, named: reader.read(body, named=named), write_table),
-    CSV: Format(lambda body, reader, *limits: read_csv(body, reader.schema, *limits), write_csv),
-    ARROW: Format(lambda body, reader, *limits: read_arrow(body, reader.schema, *limits), write_arrow),
+    JSON: Format(lambda body, reader, _, named, text: reader.read(body, named=named), write_table),
+    CSV: Format(lambda body, reader, most, named, text: read_csv(body, reader.schema, most, named, text), write_csv),
+    ARROW: Format(lambda body, reader, most, named, _: read_arrow(body, reader.schema, most, named), write_arrow),
 }
+
+_PLAIN = Text()
 
 # The formats of large tables, which are quick to read: they have limits of their own.
 TABLES = frozenset({CSV, ARROW})
@@ -40,10 +42,13 @@ TABLES = frozenset({CSV, ARROW})
 MOST_FAULTS = 10_000
 
 
-def read_rows(kind: str, body: bytes, reader: RowReader, *, max_rows: int, partial: bool = False) -> Rows:
+def read_rows(
+    kind: str, body: bytes, reader: RowReader, *, max_rows: int, partial: bool = False, text: Text = _PLAIN
+) -> Rows:
     """Read the rows of a body in one of `FORMATS`.
 
     max_rows: the limit for `TABLES`; the reader has that of JSON.
+    text: the encoding of a body of text.
     partial: whether the accepted rows are predicted although others are refused; then every fault is kept.
     Raises WrongType for another format; BadBody, BadTable or TooLarge for an unreadable body; BadRows for faults of
     whole columns, and for more faults than a partial response has.
@@ -51,7 +56,7 @@ def read_rows(kind: str, body: bytes, reader: RowReader, *, max_rows: int, parti
     if kind not in FORMATS:
         *kinds, last = FORMATS
         raise WrongType(wanted(f"Content-Type: {', '.join(kinds)} or {last}", repr(kind or "none")))
-    rows = FORMATS[kind].read(body, reader, max_rows, MOST_FAULTS if partial else NAMED_FAULTS)
+    rows = FORMATS[kind].read(body, reader, max_rows, MOST_FAULTS if partial else NAMED_FAULTS, text)
     if partial and rows.unnamed and len(rows.X):
         faults = MOST_FAULTS + rows.unnamed
         limit = f"a partial response names at most {MOST_FAULTS:,}"

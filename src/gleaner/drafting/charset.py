@@ -1,0 +1,78 @@
+"""The likely encoding of a file that is not UTF-8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from charset_normalizer import from_bytes
+
+from gleaner.errors import BadEncoding, BadTable
+from gleaner.table.encodings import texts
+
+# The encodings of spreadsheets and databases; others are guessed wrongly more often than rightly.
+_LIKELY = [
+    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1257"),
+    *("mac_roman", "koi8_r", "cp932", "gb18030", "big5"),
+]
+_SAMPLE = 1 << 16
+_CLOSE = 0.07  # short texts leave encodings with similar letters this close
+
+# The letters of the languages of encodings that are easily taken for each other.
+_WEST = "äöüßéèêëàâçîïôûùœñóíáúãõåøæ"
+_LETTERS = {
+    "cp1252": _WEST,
+    "mac_roman": _WEST,
+    "cp1250": "ąćęłńóśźżáčďéěíňřšťúůýžőűöüäßôľĺŕăâîşđ",
+    "cp1254": "\u0131şğçöüâi\u0307",
+    "cp1257": "āčēģīķļņšūžąęėįųõäöü",
+}
+
+
+def guess_encoding(path: Path) -> str | None:
+    """Return the likely encoding of a whole file, or None.
+
+    Lines with bytes beyond ASCII decide: many others would hide them.
+    """
+    sample = b""
+    with path.open("rb") as file:
+        for line in file:
+            if not line[:_SAMPLE].isascii():
+                sample += line[:_SAMPLE]
+            if len(sample) >= _SAMPLE:
+                break
+        matches = list(from_bytes(sample, cp_isolation=_LIKELY, enable_fallback=False))
+        least = min((match.chaos for match in matches), default=0.0)
+        close = {match.encoding for match in matches if match.chaos <= least + _CLOSE} or {"cp1252"}
+        if close & _LETTERS.keys():
+            close |= {one for one in _LETTERS if _decodes(sample, one)}
+        encoding = min((one for one in _LIKELY if one in close), key=lambda one: _strange(sample, one))
+        try:
+            for _ in texts(file, encoding, b""):
+                pass
+        except UnicodeDecodeError:
+            return None
+    return encoding
+
+
+def _decodes(sample: bytes, encoding: str) -> bool:
+    try:
+        sample.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _strange(sample: bytes, encoding: str) -> float:
+    """Return the share of characters beyond ASCII that its languages lack."""
+    letters = [char for char in sample.decode(encoding, "ignore").lower() if not char.isascii()]
+    known = _LETTERS.get(encoding)
+    return sum(char not in known for char in letters) / max(1, len(letters)) if known else 0.0
+
+
+def name_likely(path: Path, error: BadEncoding) -> BadTable:
+    """Return an error with the likely encoding, if there is one."""
+    encoding = guess_encoding(path)
+    if not encoding:
+        return error
+    fix = f'add encoding = "{encoding}" under [table] in gleaner.toml and check some words, or save the file as UTF-8'
+    return BadTable(path, f"{error.fault}; the file is likely {encoding}: {fix}", line=error.line)

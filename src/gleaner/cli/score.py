@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,8 @@ from gleaner.scoring.output import Output, Writer, check_paths
 from gleaner.scoring.score import score as score_table
 from gleaner.scoring.source import PIPE, Source, check_column, open_source
 from gleaner.settings.load import load_settings
+from gleaner.table.feature import Feature
+from gleaner.table.tables import names_of
 
 _FORMAT = click.Choice(["csv", "parquet"])
 
@@ -69,7 +71,9 @@ def score(
     is_parquet = {path: name in {"parquet", "pq"} for path, name in formats.items()}
     _exit_on_signals()
     with ExitStack() as stack:
-        table, writer, output = _open_tables(stack, source, out, column, is_parquet, settings.table.encoding)
+        table, writer, output = _open_tables(
+            stack, source, out, column, is_parquet, settings.table.encoding, loaded.manifest.schema.features
+        )
         refused = stack.enter_context(FaultsFile(faults, table.place, is_named=is_named))
         meter = stack.enter_context(Meter(quiet=as_json))
         for progress in score_table(table, loaded, writer, output, refused):
@@ -92,7 +96,13 @@ def score(
 
 
 def _open_tables(
-    stack: ExitStack, source: Path, out: Path, column: str, is_parquet: Mapping[Path, bool], encoding: str
+    stack: ExitStack,
+    source: Path,
+    out: Path,
+    column: str,
+    is_parquet: Mapping[Path, bool],
+    encoding: str,
+    columns: Sequence[Feature],
 ) -> tuple[Source, Writer, Output]:
     """Open the source and the output; the stack closes both."""
     if any(is_parquet.values()):
@@ -104,7 +114,7 @@ def _open_tables(
     if is_parquet[source]:
         table, like = ParquetSource(file, name, to_csv=not is_parquet[out]), None
     else:
-        table = plain = stack.enter_context(open_csv_source(file, name, encoding))
+        table = plain = stack.enter_context(open_csv_source(file, name, encoding, names_of(columns)))
         like = plain.file
     check_column(table, column)
     if is_parquet[out]:

@@ -16,6 +16,7 @@ from gleaner.table.encodings import find_codec
 from gleaner.table.messages import show
 from gleaner.table.rows import Rows
 from gleaner.table.schema import Schema
+from gleaner.table.tables import names_of
 
 CSV = "text/csv"
 
@@ -35,7 +36,8 @@ def read_csv(body: bytes, schema: Schema, max_rows: int, named: int, encoding: s
     """
     if charset and not (known := find_codec(charset)):
         raise WrongType(wanted("a known charset in Content-Type, such as utf-8 or windows-1252", show(charset)))
-    with open_csv(body, "the body", encoding=encoding, charset=known if charset else "") as file:
+    names = names_of(schema.features)
+    with open_csv(body, "the body", encoding=encoding, charset=known if charset else "", names=names) as file:
         try:
             file.columns.find_all(schema.features)
         except BadTable as e:  # the body is CSV, with the columns of another table

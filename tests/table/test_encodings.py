@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gleaner.drafting.charset import guess_encoding, name_likely
+from gleaner.drafting.charset import guess_encoding
 from gleaner.errors import BadEncoding, BadTable
+from gleaner.programs.likely import name_likely
 from gleaner.table.csv import open_csv, read_table
 from gleaner.table.encodings import find_codec
 from gleaner.table.feature import Feature, Target

@@ -238,9 +238,8 @@ def test_a_value_is_shown_as_its_sender_spelled_it(sent, shown):
 
 @properties
 @given(st.text() | st.integers() | st.floats(allow_nan=False))
-def test_a_value_is_shown_short_and_in_one_line_of_ascii(value):
+def test_a_value_is_shown_short_and_in_one_line(value):
     assert show(value).isprintable()
-    assert show(value).isascii()
     assert len(show(value)) <= 60
 
 

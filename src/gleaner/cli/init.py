@@ -11,6 +11,7 @@ from gleaner.cli.extras import extra
 from gleaner.cli.options import PATH
 from gleaner.drafting.draft import draft_settings, no_answer
 from gleaner.errors import BadEncoding, BadTable, Refused
+from gleaner.programs.likely import find_likely
 from gleaner.settings.file import FILE
 from gleaner.table.csv import open_csv
 
@@ -62,8 +63,7 @@ def _encoding(data: Path) -> str:
             return ""
     except BadEncoding:
         with extra("train"):
-            from gleaner.drafting.charset import guess_encoding
-        encoding = guess_encoding(data)
+            encoding = find_likely(data)
         if not encoding:
             raise
         click.echo(f"the file is not UTF-8, and likely {encoding}: check some words")

@@ -7,10 +7,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
@@ -21,12 +21,12 @@ from gleaner.model.loading import load_version
 from gleaner.model.store import open_store
 from gleaner.programs.report import Meter
 from gleaner.programs.terminal import count
-from gleaner.scoring.csv import CsvWriter, FaultsFile, open_csv_source
+from gleaner.scoring.csv import CsvSource, CsvWriter, FaultsFile, open_csv_source
 from gleaner.scoring.output import Output, Writer, check_paths
 from gleaner.scoring.score import score as score_table
 from gleaner.scoring.source import PIPE, Source, new_columns, open_source
 from gleaner.settings.load import load_settings
-from gleaner.table.tables import Tally, tally_text
+from gleaner.table.tables import Tally, names_of, tally_text
 
 _FORMAT = click.Choice(["csv", "parquet"])
 
@@ -73,7 +73,9 @@ def score(
     _exit_on_signals()
     name_columns = partial(new_columns, column=column, drops_refused=drops_refused)
     with ExitStack() as stack:
-        table, writer, output = _open_tables(stack, source, out, is_parquet, settings.table.encoding, name_columns)
+        names = names_of(loaded.manifest.schema.features)
+        open_csv = partial(open_csv_source, encoding=settings.table.encoding, names=names)
+        table, writer, output = _open_tables(stack, source, out, is_parquet, open_csv, name_columns)
         refused = stack.enter_context(FaultsFile(faults, table.place, is_named=is_named))
         meter = stack.enter_context(Meter(quiet=as_json))
         for progress in score_table(table, loaded, writer, output, refused):
@@ -103,7 +105,7 @@ def _open_tables(
     source: Path,
     out: Path,
     is_parquet: Mapping[Path, bool],
-    encoding: str,
+    open_csv: Callable[[BinaryIO, Path | str], AbstractContextManager[CsvSource]],
     name_columns: Callable[[Source], list[str]],
 ) -> tuple[Source, Writer, Output]:
     """Open the source and the output; the stack closes both."""
@@ -116,7 +118,7 @@ def _open_tables(
     if is_parquet[source]:
         table, like = ParquetSource(file, name, to_csv=not is_parquet[out]), None
     else:
-        table = plain = stack.enter_context(open_csv_source(file, name, encoding))
+        table = plain = stack.enter_context(open_csv(file, name))
         like = plain.file
     columns = name_columns(table)
     if is_parquet[out]:

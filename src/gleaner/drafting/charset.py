@@ -6,7 +6,6 @@ from pathlib import Path
 
 from charset_normalizer import from_bytes
 
-from gleaner.errors import BadEncoding, BadTable
 from gleaner.table.encodings import texts
 
 # The encodings of spreadsheets and databases; others are guessed wrongly more often than rightly.
@@ -67,12 +66,3 @@ def _strange(sample: bytes, encoding: str) -> float:
     letters = [char for char in sample.decode(encoding, "ignore").lower() if not char.isascii()]
     known = _LETTERS.get(encoding)
     return sum(char not in known for char in letters) / max(1, len(letters)) if known else 0.0
-
-
-def name_likely(path: Path, error: BadEncoding) -> BadTable:
-    """Return an error with the likely encoding, if there is one."""
-    encoding = guess_encoding(path)
-    if not encoding:
-        return error
-    fix = f'add encoding = "{encoding}" under [table] in gleaner.toml and check some words, or save the file as UTF-8'
-    return BadTable(path, f"{error.fault}; the file is likely {encoding}: {fix}", line=error.line)

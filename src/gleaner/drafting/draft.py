@@ -57,7 +57,7 @@ def draft_settings(path: Path, target: str, ask: Ask = no_answer, *, encoding: s
     encoding: the encoding of a file that is neither UTF-8 nor has a mark.
     Raises BadTable for a file without rows, without a numeric target, or without a feature.
     """
-    with open_csv(path, encoding=encoding) as file:
+    with open_csv(path, encoding=encoding, names=[(target,)]) as file:
         at = file.columns.find(target, ())
         profiles = profile_columns(file.header, (cells for _, cells in file.rows()))
     if not profiles[at].rows:
@@ -91,7 +91,7 @@ def _decide_target(path: Path, profile: Profile, ask: Ask, encoding: str) -> Fea
 
 def _refusal(path: Path, profile: Profile, encoding: str) -> BadTable:
     """Return the error for a target without numbers."""
-    with open_csv(path, encoding=encoding) as file:
+    with open_csv(path, encoding=encoding, names=[(profile.header,)]) as file:
         for line, cells in file.rows():
             cell = plain_text(cells[profile.at]) if profile.at < len(cells) else ""
             if cell and not _is_number(cell):

@@ -17,6 +17,7 @@ from gleaner.machine.exposition import serve_metrics
 from gleaner.machine.ports import show_address
 from gleaner.machine.resources import Resources
 from gleaner.model.store import open_store
+from gleaner.programs.likely import name_likely
 from gleaner.programs.report import TrainingReport
 from gleaner.settings.sections import Settings
 from gleaner.table.csv import read_table
@@ -45,8 +46,6 @@ def _read(settings: Settings, source: Path) -> Table:
         encoding, most = settings.table.encoding, settings.training.max_rows
         return read_table(source, settings.schema_, encoding=encoding, max_rows=most)
     except BadEncoding as e:
-        from gleaner.drafting.charset import name_likely
-
         raise name_likely(source, e) from e
 
 

@@ -145,11 +145,13 @@ class FaultsFile:
 
 
 @contextmanager
-def open_csv_source(file: BinaryIO, name: Path | str, encoding: str = "") -> Iterator[CsvSource]:
+def open_csv_source(
+    file: BinaryIO, name: Path | str, encoding: str = "", names: Sequence[Sequence[str]] = ()
+) -> Iterator[CsvSource]:
     """Open a seekable file as CSV.
 
-    encoding: the encoding in the settings.
+    encoding: the encoding in the settings. names: the columns wanted; see `find_header`.
     Raises BadTable.
     """
-    with open_csv(file, str(name), encoding=encoding) as opened:
+    with open_csv(file, str(name), encoding=encoding, names=names) as opened:
         yield CsvSource(opened, os.fstat(file.fileno()).st_size)

@@ -10,6 +10,7 @@ from werkzeug.exceptions import HTTPException, NotFound
 from gleaner.errors import (
     Abandoned,
     BadBody,
+    BadEncoding,
     BadRows,
     BadTable,
     Forbidden,
@@ -33,6 +34,7 @@ Headers = list[tuple[str, str]]
 _STATUS: Mapping[type[BaseException], int] = {
     Abandoned: 400,
     BadBody: 400,
+    BadEncoding: 400,
     BadTable: 400,
     Unauthorized: 401,
     Forbidden: 403,

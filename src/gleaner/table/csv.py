@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import chain, compress
+from itertools import compress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +21,7 @@ import numpy as np
 from gleaner.errors import NAMED_FAULTS, BadTable, Fault, wanted
 from gleaner.table.encodings import Encoded, examine
 from gleaner.table.feature import Feature, Target
+from gleaner.table.header import explain_csv, explain_row, find_header, repeats_header
 from gleaner.table.learning import Learner
 from gleaner.table.lines import LONGEST_LINE, Lines, recoded
 from gleaner.table.messages import show, show_cell
@@ -34,6 +35,7 @@ from gleaner.table.tables import (
     Table,
     Tally,
     days_of,
+    names_of,
     read_day,
     tally_text,
     unreadable,
@@ -41,11 +43,6 @@ from gleaner.table.tables import (
 
 BLOCK_BYTES = 1 << 17
 _SMALL_BYTES = 1 << 11  # about as many as are read row by row around a refused row
-
-
-def find_delimiter(header: str) -> str:
-    """Return the delimiter that gives the header the most cells."""
-    return max(",;\t", key=lambda d: len(next(csv.reader([header], delimiter=d))))
 
 
 class CsvFile:
@@ -57,26 +54,21 @@ class CsvFile:
     line_end: the line end of the header.
     """
 
-    def __init__(self, name: Path | str, file: BinaryIO, found: Encoded, whole: BinaryIO) -> None:
-        """Read the header.
+    def __init__(
+        self, name: Path | str, file: BinaryIO, found: Encoded, whole: BinaryIO, names: Sequence[Sequence[str]]
+    ) -> None:
+        """Find the header.
 
-        file: the file, or its copy in UTF-8. whole: the file.
+        file: the file, or its copy in UTF-8. whole: the file. names: the columns wanted; see `find_header`.
         Raises BadTable, OSError, csv.Error.
         """
         self.name, self._whole = name, whole
         self.encoding, self.mark = found.encoding, found.mark
         self.codec = found.encoding if file is whole else "utf-8"
         self.lines = Lines(name, file, self.codec, start=len(found.mark) if file is whole else 0)
-        first = next(self.lines, "")
-        if not first.strip():
-            if first:
-                raise BadTable(name, "is empty; wanted the header", line=1)
-            raise BadTable(name, "is empty; wanted a header and rows below it")
-        self.delimiter = find_delimiter(first)
-        self._reader = csv.reader(chain([first], self.lines), delimiter=self.delimiter, strict=True)
-        self.header: list[str] = next(self._reader)
+        self.header, line, first, self.delimiter, self._reader = find_header(self.lines, names)
         self.line_end = "\r\n" if first.endswith("\r\n") else "\n"
-        self.columns = Header(name, self.header, line=1)
+        self.columns = Header(name, self.header, line=line)
 
     def rows(self, until: float = math.inf) -> Iterator[tuple[int, list[str]]]:
         """Yield (the physical line of its start, cells) of each row.
@@ -98,7 +90,7 @@ class CsvFile:
                 if not is_blank:
                     yield line, cells
         except csv.Error as e:
-            raise BadTable(self.name, f"is not CSV: {e}", line=lines.number) from e
+            raise BadTable(self.name, f"is not CSV: {explain_csv(e)}", line=lines.number) from e
 
     def sha256(self) -> str:
         """Return the hash of the whole file."""
@@ -112,14 +104,20 @@ class CsvFile:
 
 @contextmanager
 def open_csv(
-    source: Path | bytes | BinaryIO, name: str = "", *, encoding: str = "", charset: str | None = None
+    source: Path | bytes | BinaryIO,
+    name: str = "",
+    *,
+    encoding: str = "",
+    charset: str | None = None,
+    names: Sequence[Sequence[str]] = (),
 ) -> Iterator[CsvFile]:
     """Open a CSV file for a `with` block.
 
-    The delimiter is `,`, `;` or a tab.
+    The delimiter is `,`, `;`, `|` or a tab.
     source: a path, a body in memory, or a seekable binary file, which is read from its start and stays open.
     name: the file's name in errors; by default its path.
     encoding, charset: the encoding in the settings and in a request; see `examine`.
+    names: the names of each column wanted; see `find_header`.
     Raises BadTable for a file that is not CSV.
     """
     called = name or (source if isinstance(source, Path) else "the table")
@@ -131,9 +129,9 @@ def open_csv(
                 file = io.BytesIO(source) if isinstance(source, bytes) else source
             found = examine(called, file, encoding, charset)
             lines = file if found.is_plain else stack.enter_context(recoded(file, found))
-            opened = CsvFile(called, lines, found, file)
+            opened = CsvFile(called, lines, found, file, names)
         except csv.Error as e:
-            raise BadTable(called, f"is not CSV: {e}", line=1) from e
+            raise BadTable(called, f"is not CSV: {explain_csv(e)}", line=1) from e
         except OSError as e:
             raise unreadable(called, e) from e
         yield opened
@@ -180,7 +178,7 @@ def read_table(
     kept, days, started = array("d"), array("d"), array("q")
     faults: list[Fault] = []
     refused, tally = 0, Counter[tuple[str, str]]()
-    with open_csv(path, encoding=encoding) as file:
+    with open_csv(path, encoding=encoding, names=names_of(columns)) as file:
         found = file.columns.find_all(columns)
         day = file.columns.find_day(schema.date_sources)
         for chunk in _chunks(file, columns, found, NAMED_FAULTS, BLOCK_BYTES):
@@ -231,10 +229,12 @@ def _learn(path: Path, schema: Schema, encoding: str) -> Schema:
     """Return the schema with the words of a file. Raises BadTable."""
     if all(feature.values != "learn" for feature in schema.features):
         return schema
-    with open_csv(path, encoding=encoding) as file:
+    columns: list[Feature | Target] = [*schema.features, schema.target]
+    with open_csv(path, encoding=encoding, names=names_of(columns)) as file:
         learner = Learner(path, schema, file.columns.find_all(schema.features))
         for _, cells in file.rows():
-            learner.add(cells)
+            if not repeats_header(cells, file.header):
+                learner.add(cells)
     return learner.schema()
 
 
@@ -320,7 +320,13 @@ def _read(
         rows.append(cells)
         numbers, wrong = _read_cells(columns, found, cells, len(file.header))
         if wrong:
-            faults = tuple(_fault(column, at, cells, line) for column, at in wrong[:named])
+            if why := explain_row(cells, file.header):
+                faults: tuple[Fault, ...] = (Fault("line", line, file.header[0].strip(), why),)[:named]
+                wrong = wrong[:1]
+            else:
+                missing = [(column, at) for column, at in wrong if at >= len(cells)]
+                wrong = [one for one in wrong if one not in missing[1:]]
+                faults = tuple(_fault(column, at, cells, line) for column, at in wrong[:named])
             named -= len(faults)
             refused.append(RefusedRow(i, line, faults, tuple(_kind(column, at, cells) for column, at in wrong)))
             continue

@@ -32,12 +32,14 @@ def recoded(file: BinaryIO, found: Encoded) -> Iterator[BinaryIO]:
 class Lines:
     """The physical lines of a file as text, each of bounded length.
 
+    start: the byte behind the byte order mark.
     at: the byte that has been reached.
     number: the line that has been reached, from 1.
     """
 
     def __init__(self, name: Path | str, file: BinaryIO, encoding: str, *, start: int) -> None:
         self.name, self.file, self.encoding, self.at, self.number = name, file, encoding, start, 0
+        self.start = start
         file.seek(start)
 
     def __iter__(self) -> Iterator[str]:
@@ -58,6 +60,11 @@ class Lines:
             return line.decode(self.encoding)
         except UnicodeDecodeError as e:
             raise BadTable(self.name, "changed while it was read; try again", line=self.number) from e
+
+    def go(self, at: int, number: int) -> None:
+        """Move to a place where a line ends."""
+        self.at, self.number = at, number
+        self.file.seek(at)
 
     def peek(self, size: int) -> bytes:
         """Return the next whole lines, about `size` bytes, without moving."""

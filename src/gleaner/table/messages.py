@@ -27,7 +27,7 @@ def show(value: object) -> str:
         return "NaN"
     if isinstance(value, float) and math.isinf(value):
         return "a number too large for any column"
-    text = ascii(value) if isinstance(value, str) else repr(value)
+    text = repr(value)
     return text if len(text) <= 60 else text[:50] + "..." + text[-1]
 
 

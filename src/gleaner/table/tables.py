@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,8 +196,16 @@ def unreadable(name: Path | str, error: OSError) -> BadTable:
 
 
 def plain_name(name: str) -> str:
-    """Return a header without case, repeated spaces, newlines and non-breaking spaces."""
-    return " ".join(name.replace("\u00a0", " ").split()).casefold()
+    """Return a header without case, repeated spaces, newlines and non-breaking spaces.
+
+    Accents are composed: a Mac's file names and headers have them apart.
+    """
+    return " ".join((name if name.isascii() else unicodedata.normalize("NFC", name)).split()).casefold()
+
+
+def names_of(columns: Sequence[Feature | Target]) -> list[tuple[str, ...]]:
+    """Return the names under which each column may stand."""
+    return [(*column.sources, column.name) for column in columns]
 
 
 def read_day(cell: str) -> float:

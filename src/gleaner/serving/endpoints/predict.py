@@ -60,7 +60,7 @@ def add_predict(flask: Flask, service: Service) -> None:
 
         def read() -> Rows:
             if is_whole:
-                check_added(body, text, **switches)
+                check_added(body, version.reader.schema, text, **switches)
             return read_rows(kind, body, version.reader, max_rows=max_rows, partial=partial, text=text)
 
         rows, numbers = service.compute(version, body, read, partial=partial)
@@ -68,7 +68,8 @@ def add_predict(flask: Flask, service: Service) -> None:
         predictions = Predictions(rows, numbers, version.loaded.version, tally().id, **switches)
         status = 207 if rows.faults else 200
         if is_whole:
-            return predicted(write_whole_csv(body, text, predictions), f"{CSV}; charset=utf-8", version, status)
+            content = write_whole_csv(body, version.reader.schema, text, predictions)
+            return predicted(content, f"{CSV}; charset=utf-8", version, status)
         return predicted(write_response(kind, predictions), kind, version, status)
 
     for slot in service.slots.aliases:

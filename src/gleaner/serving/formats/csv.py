@@ -20,7 +20,7 @@ from gleaner.table.encodings import find_codec
 from gleaner.table.messages import show
 from gleaner.table.rows import Rows
 from gleaner.table.schema import Schema
-from gleaner.table.tables import plain_name
+from gleaner.table.tables import names_of, plain_name
 
 CSV = "text/csv"
 
@@ -47,7 +47,7 @@ class Text(NamedTuple):
 
 def read_csv(body: bytes, schema: Schema, max_rows: int, named: int, text: Text) -> Rows:
     """Read the rows of a CSV body. Raises BadTable, BadRows, TooLarge, WrongType."""
-    with _opened(body, text) as file:
+    with _opened(body, schema, text) as file:
         try:
             file.columns.find_all(schema.features)
         except BadTable as e:  # the body is CSV, with the columns of another table
@@ -83,22 +83,22 @@ def write_csv(predictions: Predictions) -> bytes:
     return "\r\n".join(lines).encode()
 
 
-def check_added(body: bytes, text: Text, *, detail: bool, partial: bool) -> None:
-    """Raise BadRows for a body with a column that the response adds."""
+def check_added(body: bytes, schema: Schema, text: Text, *, detail: bool, partial: bool) -> None:
+    """Raise BadRows for a column that the response adds, too."""
     nothing = Predictions(Rows(np.empty((0, 0)), 0, {}), np.empty(0), 0, "", detail, partial)
-    with _opened(body, text) as file:
+    with _opened(body, schema, text) as file:
         taken = set(map(plain_name, file.header)) & set(_columns(nothing))
     if taken:
         raise BadRows([("", f"the table has a column {min(taken)!r} already; rename it, or leave out columns=all")])
 
 
-def write_whole_csv(body: bytes, text: Text, predictions: Predictions) -> bytes:
+def write_whole_csv(body: bytes, schema: Schema, text: Text, predictions: Predictions) -> bytes:
     """Write the rows of a body in UTF-8, with the added columns behind their own.
 
     The body's delimiter stays; a text that a spreadsheet would run as a formula gets a `'` before it.
     """
     columns = _columns(predictions, quote=str)
-    with _opened(body, text) as file:
+    with _opened(body, schema, text) as file:
         width = len(file.header)
         added = iter(zip(*columns.values(), strict=True))
         pieces = [csv_text([[*disarm([file.header], width)[0], *columns]], file.delimiter, "\r\n")]
@@ -111,11 +111,11 @@ def write_whole_csv(body: bytes, text: Text, predictions: Predictions) -> bytes:
     return "".join(pieces).encode()
 
 
-def _opened(body: bytes, text: Text) -> AbstractContextManager[CsvFile]:
+def _opened(body: bytes, schema: Schema, text: Text) -> AbstractContextManager[CsvFile]:
     charset = find_codec(text.charset) if text.charset else ""
     if text.charset and not charset:
         raise WrongType(wanted("a known charset in Content-Type, such as utf-8 or windows-1252", show(text.charset)))
-    return open_csv(body, "the body", encoding=text.encoding, charset=charset)
+    return open_csv(body, "the body", encoding=text.encoding, charset=charset, names=names_of(schema.features))
 
 
 def _columns(predictions: Predictions, quote: Callable[[str], str] | None = None) -> Mapping[str, Sequence[str]]:

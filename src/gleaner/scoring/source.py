@@ -24,9 +24,11 @@ class Source(Protocol):
     name: the table's name in errors.
     header: the names of its columns.
     place: the unit that numbers its rows, "line" or "row".
+    header_line: the line of the header, None for a table without lines.
     """
 
     name: Path | str
+    header_line: int | None
     header: Sequence[str]
     place: str
 
@@ -46,8 +48,8 @@ def check_column(source: Source, column: str) -> None:
     if not column.strip():
         raise Refused("--column: wanted a name for the column of predictions, got an empty one")
     if plain_name(column) in map(plain_name, source.header):
-        line = 1 if source.place == "line" else None
-        raise BadTable(source.name, f"has a column {column!r} already; give --column another name", line=line)
+        reason = f"has a column {column!r} already; give --column another name"
+        raise BadTable(source.name, reason, line=source.header_line)
 
 
 @contextmanager

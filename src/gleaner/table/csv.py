@@ -200,6 +200,7 @@ def read_table(
             refused=refused,
             sha256=file.sha256(),
             encoding=file.encoding,
+            header_line=file.columns.line or 1,
         )
 
 

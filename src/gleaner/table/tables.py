@@ -34,6 +34,7 @@ class Table:
     taken: the file's header of each column that was read.
     faults: at most 100 faults of the refused rows.
     refused: the number of refused rows.
+    header_line: the physical line of the header, from 1.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Table:
     refused: int
     sha256: str
     encoding: str
+    header_line: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,6 +193,31 @@ def test_a_drafted_gleaner_toml_trains_unchanged(tmp_path):
     assert {"linear", "decision_tree"} == {about["candidate"] for about in json.loads(done.stdout).values()}
 
 
+def test_a_european_export_is_drafted_with_its_encoding_and_trains(tmp_path):
+    rows = [f"{city};{i},5;{i % 7}.{i:03d},25 €;{3 * i},75\n" for i, city in enumerate(["Łódź", "Kraków"] * 30, 1)]
+    path = tmp_path / "dane.csv"
+    path.write_bytes(("Sprzedaż 2023\n\nMiasto;Powierzchnia;Cena;Suma\n" + "".join(rows)).encode("cp1250"))
+
+    undeclared = gleaner("init", "dane.csv", "--target", "Suma", folder=tmp_path)
+    draft = (tmp_path / "gleaner.toml").read_text(encoding="utf-8")
+    done = gleaner("train", "--metrics-port", 0, "--candidates", "linear", "--challenger", "none", folder=tmp_path)
+
+    assert "the file is not UTF-8, and likely cp1250: check some words\n" in undeclared.stdout
+    assert "the header is on line 3\n" in undeclared.stdout
+    assert 'encoding = "cp1250"\ndecimal = ","\n' in draft
+    assert 'values = ["Kraków", "Łódź"]' in draft
+    assert 0 == done.returncode, done.stderr
+    assert "  the header is on line 3\n" in done.stdout + done.stderr
+
+    (tmp_path / "gleaner.toml").write_text(draft.replace('encoding = "cp1250"\n', ""), encoding="utf-8")
+    refused = gleaner("train", "--metrics-port", 0, folder=tmp_path)
+    assert 1 == refused.returncode
+    assert (
+        'is not UTF-8; the file is likely cp1250: add encoding = "cp1250" under [table] in gleaner.toml'
+        in refused.stderr
+    )
+
+
 def test_without_the_extra_training_names_the_package_to_install(trained, tmp_path):
     shutil.copy(trained / "gleaner.toml", tmp_path)
     shutil.copy(trained / "made.csv", tmp_path)

@@ -280,9 +280,7 @@ def test_a_hundred_faults_are_kept_and_all_refusals_counted(tmp_path):
 def test_a_table_without_a_usable_row_is_refused_with_the_first_fault(tmp_path):
     said = refusal(write(tmp_path, "time_spent,doors,bags\nx,50,7\ny,50,7\n"))
 
-    assert said.startswith(
-        ": no usable row in 2: time_spent 2 not accepted; the first refusal: line 2, column 'time_spent': wanted a number"
-    )
+    assert said.startswith(": no usable row in 2: time_spent 2 not accepted; the first refusal: line 2, column ")
     assert said.endswith("got 'x'")
 
 

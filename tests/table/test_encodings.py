@@ -84,6 +84,7 @@ def test_the_likely_encoding_of_a_refused_file_is_named(tmp_path):
         ("cp1252", "München,5\nKöln,6\nDüsseldorf,7\nWürzburg,5 €\n"),
         ("cp1252", "São Paulo,5\nEspaña,6\nMálaga,7\n"),
         ("cp1250", TEXT),
+        ("cp1250", "Łódź;1,5 €\nKraków;2,5 €\n" * 9),
         ("cp1250", "Plzeň,5\nČeské Budějovice,7\nPříbram\nŽďár\n"),
         ("cp1251", "Москва,5\nНовосибирск,7\nдвери,8\n"),  # noqa: RUF001
         ("cp1253", "Αθήνα,5\nΘεσσαλονίκη\n"),  # noqa: RUF001

@@ -52,6 +52,7 @@ def test_the_header_is_the_first_row_that_names_the_columns(tmp_path, content, l
 
     assert [[1.0, 2.0]] == table.X.tolist()
     assert [line] == table.lines.tolist()
+    assert line - 1 == table.header_line
 
 
 def test_a_file_without_a_header_is_refused(tmp_path):

@@ -47,6 +47,8 @@ def init(data: Path, target: str | None, interactive: bool) -> None:
         if len(decisions) > _SHOWN:
             click.echo(f"  ... {len(decisions) - _SHOWN} more in {FILE}")
     table = draft.table
+    if table.header_line > 1:
+        click.echo(f"the header is on line {table.header_line}")
     click.echo(f"{len(table.y):,} rows used, {table.refused:,} refused")
     for fault in table.faults[:_SHOWN]:
         click.echo(f"  refused: {fault}")

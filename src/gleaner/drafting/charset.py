@@ -17,6 +17,7 @@ _SAMPLE = 1 << 16
 _CLOSE = 0.07  # short texts leave encodings with similar letters this close
 
 # The letters of the languages of encodings that are easily taken for each other.
+_SIGNS = "€°²³"
 _WEST = "äöüßéèêëàâçîïôûùœñóíáúãõåøæ"
 _LETTERS = {
     "cp1252": _WEST,
@@ -64,5 +65,5 @@ def _decodes(sample: bytes, encoding: str) -> bool:
 def _strange(sample: bytes, encoding: str) -> float:
     """Return the share of characters beyond ASCII that its languages lack."""
     letters = [char for char in sample.decode(encoding, "ignore").lower() if not char.isascii()]
-    known = _LETTERS.get(encoding)
+    known = _LETTERS.get(encoding, "") and _LETTERS[encoding] + _SIGNS * encoding.startswith("cp")
     return sum(char not in known for char in letters) / max(1, len(letters)) if known else 0.0

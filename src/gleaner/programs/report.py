@@ -67,6 +67,8 @@ class TrainingReport(_Bar):
 
     def read(self, table: Table) -> None:
         self._say(f"{table.path}: {len(table.y):,} rows used, {table.refused:,} refused")
+        if table.header_line > 1:
+            self._say(f"  the header is on line {table.header_line}")
         for name, header in table.taken.items():
             self._say(f"  {name} from {header!r}")
         for fault in table.faults[:10]:

@@ -26,6 +26,7 @@ class CsvSource:
     def __init__(self, file: CsvFile, size: int) -> None:
         self.file, self.name, self._size = file, file.name, size
         self.header: Sequence[str] = file.header
+        self.header_line: int | None = file.columns.line
 
     @property
     def done(self) -> float:

@@ -33,6 +33,7 @@ class ParquetSource:
     """
 
     place = "row"
+    header_line: int | None = None
 
     def __init__(self, file: BinaryIO, name: Path | str, *, to_csv: bool = False) -> None:
         """Open the file.

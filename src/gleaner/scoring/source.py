@@ -25,9 +25,11 @@ class Source(Protocol):
     name: the table's name in errors.
     header: the names of its columns.
     place: the unit that numbers its rows, "line" or "row".
+    header_line: the line of the header, None for a table without lines.
     """
 
     name: Path | str
+    header_line: int | None
     header: Sequence[str]
     place: str
 
@@ -47,14 +49,14 @@ def new_columns(source: Source, column: str, *, drops_refused: bool) -> list[str
     """
     if not column.strip():
         raise Refused("--column: wanted a name for the column of predictions, got an empty one")
-    line = 1 if source.place == "line" else None
     if plain_name(column) in map(plain_name, source.header):
-        raise BadTable(source.name, f"has a column {column!r} already; give --column another name", line=line)
+        reason = f"has a column {column!r} already; give --column another name"
+        raise BadTable(source.name, reason, line=source.header_line)
     if drops_refused:
         return [column]
     if PROBLEM in map(plain_name, [column, *source.header]):
         reason = f"has a column {PROBLEM!r} already; rename it, or give --drop-refused"
-        raise BadTable(source.name, reason, line=line)
+        raise BadTable(source.name, reason, line=source.header_line)
     return [column, PROBLEM]
 
 

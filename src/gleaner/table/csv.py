@@ -215,6 +215,7 @@ def read_table(
             tally=tally,
             sha256=file.sha256(),
             encoding=file.encoding,
+            header_line=file.columns.line or 1,
         )
 
 

@@ -46,6 +46,7 @@ class Table:
     faults: at most 100 faults of the refused rows.
     refused: the number of refused rows.
     tally: the number of faults by column and kind.
+    header_line: the physical line of the header, from 1.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Table:
     tally: Tally
     sha256: str
     encoding: str
+    header_line: int = 1
 
 
 @dataclass(frozen=True, slots=True)

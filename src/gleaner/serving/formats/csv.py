@@ -93,7 +93,7 @@ def check_added(body: bytes, schema: Schema, text: Text, *, detail: bool, partia
 
 
 def write_whole_csv(body: bytes, schema: Schema, text: Text, predictions: Predictions) -> bytes:
-    """Write the rows of a body in UTF-8, with the added columns behind their own.
+    """Write the rows of a body with the added columns, in UTF-8.
 
     The body's delimiter stays; a text that a spreadsheet would run as a formula gets a `'` before it.
     """

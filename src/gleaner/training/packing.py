@@ -43,7 +43,7 @@ def pack(
     key: signs the manifest.
     Raises BadTraining if the exported model's predictions differ from the estimator's by more than 1e-9, relative.
     """
-    schema = settings.schema_
+    schema = table.schema
     estimator: Any = fitted.estimator
     rows = _golden_rows(table.X)
     answers = np.asarray(estimator.predict(rows), dtype=np.float64)
@@ -71,7 +71,7 @@ def pack(
         golden=Golden(tuple(map(tuple, rows.tolist())), tuple(answers.tolist())),
         files={},
     )
-    model = export(estimator, len(schema.columns), floor=settings.model.min).SerializeToString()
+    model = export(estimator, len(schema.columns), floor=settings.model.min, gaps=schema.gaps).SerializeToString()
     artifact = write_artifact(folder, model, manifest, key.sign if key else None)
     try:
         check_golden(artifact)

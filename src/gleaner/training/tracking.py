@@ -174,7 +174,7 @@ class Recorder:
         self._metrics(fitted.candidate, last, fitted.epochs)
         self._flush(fitted.candidate)
         with scratch_folder(self.settings.state / "scratch") as folder:
-            for _ in draw_plots(fitted, self.table, self.settings.schema_.target, folder):
+            for _ in draw_plots(fitted, self.table, self.table.schema.target, folder):
                 pass
             self.client.log_artifacts(run_id, str(folder), "plots")
         self.client.set_terminated(run_id)

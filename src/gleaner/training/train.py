@@ -58,7 +58,8 @@ class _Candidate:
     def __init__(self, name: str, table: Table, settings: Settings) -> None:
         self.name, self.family, self.settings = name, FAMILIES[name], settings
         self.X, self.y = table.X, table.y
-        self.scorer, self.task = scorer_of(settings), _task(settings)
+        self.scorer, self.task = scorer_of(settings), _task(table.schema, settings)
+        self.schema = table.schema
 
     def train(self) -> Iterator[Event]:
         """Yield the candidate's events, from Started to Fitted."""
@@ -133,7 +134,7 @@ class _Candidate:
             training_loss=self.scorer.loss(y, estimator.predict(X)),
             epochs=epoch,
             seconds=time.perf_counter() - began,
-            importances=_importances(estimator, X[sample], y[sample], self.settings.schema_, seed),
+            importances=_importances(estimator, X[sample], y[sample], self.schema, seed),
         )
 
 
@@ -179,12 +180,13 @@ def _folds(settings: Settings, repeat: int) -> Any:
     return KFold(settings.training.folds, shuffle=True, random_state=seed)
 
 
-def _task(settings: Settings) -> Task:
+def _task(schema: Schema, settings: Settings) -> Task:
     return Task(
-        monotone=settings.schema_.monotone,
+        monotone=schema.monotone,
         log=settings.scores.loss == "squared_log_error",
         counts=settings.model.min is not None and settings.model.min >= 0,
         seed=settings.training.seed,
+        gaps=schema.gaps,
     )
 
 

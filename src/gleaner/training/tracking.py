@@ -132,7 +132,7 @@ class Recorder:
                 onnx.load(str(artifact.model)),
                 name="model",
                 signature=_signature(schema),
-                input_example=pd.DataFrame(golden.rows[:3], columns=list(schema.columns)),
+                input_example=pd.DataFrame(golden.numbers[:3], columns=list(schema.columns)),
                 pip_requirements=[f"{library}=={artifact.manifest.libraries[library]}" for library in _NEEDED],
             )
         self.client.log_model_artifacts(logged.model_id, str(artifact.folder), ARTIFACT_FOLDER)

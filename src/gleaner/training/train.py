@@ -156,6 +156,9 @@ def _check(table: Table, settings: Settings) -> None:
     least = max(2 * GRID_FOLDS, 2 * training.folds)
     if len(table.y) < least:
         raise BadTraining(f"{table.path} has {len(table.y)} usable rows; {training.folds} folds need at least {least}")
+    for name, numbers in zip(table.schema.columns, table.X.T, strict=True):
+        if np.isnan(numbers).all():
+            raise BadTraining(f"{table.path} has no value of {name!r} in any usable row; delete its [[features]]")
     for role in (training.champion, training.challenger):
         if role not in {"best", "second", "none", *training.candidates}:
             known = ", ".join(training.candidates)

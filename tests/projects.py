@@ -89,6 +89,7 @@ GAPPY = """
 [model]
 name = "gappy"
 target = "price"
+target_missing_values = ["n/a"]
 min = 0.0
 
 [[features]]
@@ -144,6 +145,8 @@ def write_gappy_table(path: Path) -> None:
             )
             price = 10 * rooms + size + (zone == "north") * 50 + random.normal(0, 5)
             gap = random.random(3) < 0.2
+            if random.random() < 0.05:
+                price = "n/a"
             writer.writerow(["n/a" if gap[0] else rooms, "" if gap[1] else zone, "" if gap[2] else sold, size, price])
 
 

@@ -143,10 +143,10 @@ def read_table(
 
     max_rows: the most rows of the file, which bounds the memory.
     advance: a function that gets the number of rows read so far, after each chunk.
-    Raises BadTable for a file that cannot be used at all; refused rows are only counted.
+    Raises BadTable for a file that cannot be used at all. Rows that are refused or lack the target are only counted.
     """
     schema = _learn(path, schema)
-    columns: list[Feature | Target] = [*schema.features, schema.target]
+    columns: list[Feature | Target] = [*schema.features, schema.target.column]
     kept, days, started = array("d"), array("d"), array("q")
     faults: list[Fault] = []
     refused = 0
@@ -168,23 +168,28 @@ def read_table(
                 raise BadTable(path, f"more than {max_rows:,} rows; raise training.max_rows to use them", line=line)
             if advance:
                 advance(len(started) + refused)
-        if not started:
-            why = f"; the first refusal: {faults[0]}" if faults else "; it has a header and nothing below it"
-            raise BadTable(path, f"no usable row in {refused}{why}")
         rows = np.frombuffer(kept, dtype=np.float64).reshape(len(started), len(columns))
+        known = ~np.isnan(rows[:, -1])
+        if not known.any():
+            none = "it has a header and nothing below it"
+            none = f"{schema.target.name!r} is missing in every row" if len(rows) else none
+            why = f"the first refusal: {faults[0]}" if faults else none
+            raise BadTable(path, f"no usable row in {len(rows) + refused}; {why}")
+        dated = _days_of(columns, rows) if day is None else np.frombuffer(days, dtype=np.float64)
         return Table(
             path=path,
             schema=schema,
-            X=schema.matrix(rows[:, :-1]),
-            y=np.ascontiguousarray(rows[:, -1]),
-            lines=np.frombuffer(started, dtype=np.int64),
-            days=_days_of(columns, rows) if day is None else np.frombuffer(days, dtype=np.float64),
+            X=schema.matrix(rows[known, :-1]),
+            y=rows[known, -1],
+            lines=np.frombuffer(started, dtype=np.int64)[known],
+            days=dated[known],
             groups=None,
             taken={column.name: file.header[at].strip() for column, at in zip(columns, found, strict=True)},
             faults=tuple(faults),
             refused=refused,
             sha256=file.sha256(),
             encoding=file.encoding,
+            unlabelled=int(np.count_nonzero(~known)),
         )
 
 

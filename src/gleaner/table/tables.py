@@ -33,6 +33,7 @@ class Table:
     taken: the file's header of each column that was read.
     faults: at most 100 faults of the refused rows.
     refused: the number of refused rows.
+    unlabelled: the number of rows that are left out because their target is missing.
     """
 
     path: Path
@@ -47,6 +48,24 @@ class Table:
     refused: int
     sha256: str
     encoding: str
+    unlabelled: int = 0
+
+    @property
+    def gaps(self) -> NDArray[np.bool_]:
+        """Whether each row lacks each feature, shape (n, number of features)."""
+        widths = [len(feature.columns) for feature in self.schema.features]
+        last = self.X[:, np.cumsum(widths) - 1]
+        # A category that allows gaps has a last column of ones and zeros for them.
+        is_word = np.array([feature.type == "category" for feature in self.schema.features])
+        allowed = np.array([feature.allows_gaps for feature in self.schema.features])
+        found: NDArray[np.bool_] = np.where(is_word, last == 1, np.isnan(last)) & allowed
+        return found
+
+    @property
+    def missing(self) -> dict[str, float]:
+        """The share of rows that lack a feature, if any does."""
+        shares = zip(self.schema.names, self.gaps.mean(axis=0).tolist(), strict=True)
+        return {name: share for name, share in shares if share}
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ def pack(
         histograms={name: histogram(column[~np.isnan(column)]) for name, column in values.items()},
         golden=Golden(_with_gaps(rows), tuple(answers.tolist())),
         files={},
-        gaps=Gaps({}, {}, {}) if format_of(schema) > 1 else None,
+        gaps=(fitted.gaps or Gaps(table.missing, {}, {})) if format_of(schema) > 1 else None,
     )
     model = export(estimator, len(schema.columns), floor=settings.model.min, gaps=schema.gaps).SerializeToString()
     artifact = write_artifact(folder, model, manifest, key.sign if key else None)

@@ -14,7 +14,8 @@ from sklearn.model_selection import KFold, ParameterGrid
 from threadpoolctl import threadpool_limits
 
 from gleaner.errors import BadTraining
-from gleaner.model.scores import Scores, r2, scorer_of
+from gleaner.model.manifest import Gaps
+from gleaner.model.scores import Scorer, Scores, r2, scorer_of
 from gleaner.settings.sections import Settings
 from gleaner.table.numbers import Array
 from gleaner.table.schema import Schema
@@ -59,7 +60,7 @@ class _Candidate:
         self.name, self.family, self.settings = name, FAMILIES[name], settings
         self.X, self.y = table.X, table.y
         self.scorer, self.task = scorer_of(settings), _task(table.schema, settings)
-        self.schema = table.schema
+        self.table, self.schema = table, table.schema
 
     def train(self) -> Iterator[Event]:
         """Yield the candidate's events, from Started to Fitted."""
@@ -135,6 +136,7 @@ class _Candidate:
             epochs=epoch,
             seconds=time.perf_counter() - began,
             importances=_importances(estimator, X[sample], y[sample], self.schema, seed),
+            gaps=_gaps(self.table, out_of_fold, self.scorer),
         )
 
 
@@ -191,6 +193,21 @@ def _task(schema: Schema, settings: Settings) -> Task:
         seed=settings.training.seed,
         gaps=schema.gaps,
     )
+
+
+def _gaps(table: Table, predicted: Array, scorer: Scorer) -> Gaps | None:
+    """Return the scores with and without gaps; None if none may be.
+
+    predicted: out of fold, shape (n,).
+    """
+    if not any(feature.allows_gaps for feature in table.schema.features):
+        return None
+    has_gap = table.gaps.any(axis=1)
+    scores = [
+        scorer.scores(table.y[rows], predicted[rows]).named() if np.count_nonzero(rows) > 1 else {}
+        for rows in (has_gap, ~has_gap)
+    ]
+    return Gaps(table.missing, *scores)
 
 
 def _sample(rows: int, seed: int) -> Any:

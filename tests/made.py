@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,21 @@ def questions(n: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).uniform((0, 0, 0), (400, 1000, 1_000_000), (n, 3))
 
 
-def describe(candidate: str, estimator: Any) -> Fitted:
+@cache
+def gappy_table() -> Table:
+    """Return the made table with gaps in two columns."""
+    data = table()
+    features = [
+        replace(feature, missing="allow" if j != 1 else "refuse") for j, feature in enumerate(settings().features)
+    ]
+    gaps = np.random.default_rng(1).random(data.X.shape) < (0.2, 0.0, 0.1)
+    schema = replace(data.schema, features=tuple(features))
+    return replace(data, schema=schema, X=np.where(gaps, np.nan, data.X))
+
+
+def describe(candidate: str, estimator: Any, data: Table | None = None) -> Fitted:
     """Return a fitted estimator as training returns it."""
-    scorer, data = scorer_of(settings()), table()
+    scorer, data = scorer_of(settings()), data or table()
     predicted = estimator.predict(data.X)
     scores = scorer.scores(data.y, predicted)
     return Fitted(candidate, estimator, {}, scores, predicted, scores.loss, epochs=1, seconds=0.1)
@@ -82,11 +95,14 @@ def describe(candidate: str, estimator: Any) -> Fitted:
 @cache
 def fitted(candidate: str) -> Fitted:
     """Return a candidate, fitted on the made table."""
-    data = table()
-    task = Task(monotone=settings().schema_.monotone, log=True, counts=True, seed=0)
+    return fitted_on(table(), candidate)
+
+
+def fitted_on(data: Table, candidate: str) -> Fitted:
+    task = Task(monotone=settings().schema_.monotone, log=True, counts=True, seed=0, gaps=data.schema.gaps)
     with threadpool_limits(1):
         estimator = FAMILIES[candidate].make(task, _PARAMETERS.get(candidate, {}), data.X).fit(data.X, data.y)
-        return describe(candidate, estimator)
+        return describe(candidate, estimator, data)
 
 
 @cache

@@ -85,6 +85,71 @@ accuracy = { within = 10.0 }
 """
 
 
+GAPPY = """
+[model]
+name = "gappy"
+target = "price"
+target_missing_values = ["n/a"]
+min = 0.0
+
+[[features]]
+name = "rooms"
+min = 0.0
+max = 100.0
+missing = "allow"
+missing_values = ["n/a"]
+
+[[features]]
+name = "zone"
+type = "category"
+values = "learn"
+unknown = "other"
+missing = "allow"
+
+[[features]]
+name = "sold"
+type = "date"
+parts = ["month", "days_since"]
+missing = "allow"
+
+[[features]]
+name = "size"
+min = 0.0
+max = 1000.0
+
+[training]
+data = "gappy.csv"
+candidates = ["linear", "decision_tree"]
+champion = "linear"
+challenger = "decision_tree"
+folds = 2
+repeats = 1
+
+[scores]
+loss = "standardised_squared_error"
+accuracy = { within = 10.0 }
+"""
+
+
+def write_gappy_table(path: Path) -> None:
+    """Make 300 rows with gaps in every feature but `size`."""
+    random = np.random.default_rng(0)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["rooms", "zone", "sold", "size", "price"])
+        for _ in range(300):
+            rooms, zone = int(random.integers(1, 9)), str(random.choice(["north", "south", "west"]))
+            sold, size = (
+                f"2024-{random.integers(1, 13):02}-{random.integers(1, 29):02}",
+                round(random.uniform(20, 300), 1),
+            )
+            price = 10 * rooms + size + (zone == "north") * 50 + random.normal(0, 5)
+            gap = random.random(3) < 0.2
+            if random.random() < 0.05:
+                price = "n/a"
+            writer.writerow(["n/a" if gap[0] else rooms, "" if gap[1] else zone, "" if gap[2] else sold, size, price])
+
+
 ZONES = ("north", "South, west", 'été "2"')
 
 

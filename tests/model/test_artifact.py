@@ -205,6 +205,8 @@ GOLDEN_ROW = [1.0, 2.0, 3.0]
     "members",
     [
         {"format": 2},
+        {"format": 3},
+        {"gaps": {"missing": {}, "with_gaps": {}, "without_gaps": {}}},
         {"format": 0},
         {"format": "1"},
         {"surprise": 1},
@@ -216,6 +218,7 @@ GOLDEN_ROW = [1.0, 2.0, 3.0]
         {"golden": {"rows": [GOLDEN_ROW, [1.0, 2.0]], "answers": [1.0, 2.0]}},
         {"golden": {"rows": [[1.0, 2.0]], "answers": [1.0]}},
         {"golden": {"rows": [GOLDEN_ROW], "answers": [None]}},
+        {"golden": {"rows": [[1.0, None, 3.0]], "answers": [1.0]}},
     ],
     ids=str,
 )
@@ -226,9 +229,9 @@ def test_a_manifest_with_a_wrong_member_is_refused(tree, members):
 
 
 def test_a_manifest_of_another_format_is_refused_with_the_format_that_is_read(tree):
-    made.rewrite(tree, format=2)
+    made.rewrite(tree, format=3, later="member")
 
-    with pytest.raises(BadArtifact, match="its format is 2; this version of Gleaner reads 1"):
+    with pytest.raises(BadArtifact, match="its format is 3; this version of Gleaner reads 1 and 2"):
         read_artifact(tree)
 
 
@@ -254,6 +257,9 @@ def test_a_hostile_file_name_leads_nowhere(tree, name):
 
 def test_the_allowed_operators_are_those_of_the_exported_candidates():
     models = [export(made.fitted(candidate).estimator, 3, floor=0.0) for candidate in made.CANDIDATES]
+    gappy = made.gappy_table()
+    with_gaps = made.fitted_on(gappy, "linear").estimator
+    models.append(export(with_gaps, 3, floor=0.0, gaps=gappy.schema.gaps))
 
     assert {node.op_type for model in models for node in model.graph.node} == set(OPERATORS)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import hostile
 import made
 import numpy as np
+import onnx
 import pytest
 from hostile import finish, weigh
 
@@ -113,9 +114,62 @@ def two_numbers_with_one_name(graph: Graph) -> str:
     return graph.add("Exp", "rows", weigh(graph, "rows")) and graph.add("Exp", "last", "rows")
 
 
+def replace(graph: Graph, constant: list, to: str = "rows") -> str:
+    gap = graph.add("IsNaN", "gap", "rows")
+    return weigh(graph, graph.add("Where", "filled", gap, graph.constant("medians", constant), to))
+
+
+def one_constant_for_every_column(graph: Graph) -> str:
+    return replace(graph, [1.0])
+
+
+def a_constant_for_each_row(graph: Graph) -> str:
+    return replace(graph, [[1.0] * 3] * 8)
+
+
+def rows_in_place_of_the_constants(graph: Graph) -> str:
+    gap = graph.add("IsNaN", "gap", "rows")
+    return weigh(graph, graph.add("Where", "filled", gap, "rows", graph.constant("medians", np.ones(3))))
+
+
+def a_constant_condition(graph: Graph) -> str:
+    always, medians = graph.constant("always", np.ones(3, np.bool_)), graph.constant("medians", np.ones(3))
+    return weigh(graph, graph.add("Where", "filled", always, medians, "rows"))
+
+
+def more_rows(graph: Graph) -> str:
+    return weigh(graph, graph.add("Concat", "more", "rows", "rows", axis=0))
+
+
+def columns_by_their_end(graph: Graph) -> str:
+    return weigh(graph, graph.add("Concat", "more", "rows", "rows", axis=-1))
+
+
+def a_constant_beside_the_rows(graph: Graph) -> str:
+    return weigh(graph, graph.add("Concat", "more", "rows", graph.constant("ones", np.ones((8, 1))), axis=1))
+
+
+def gaps_of_a_constant(graph: Graph) -> str:
+    return weigh(graph, graph.add("IsNaN", "gap", graph.constant("ones", np.ones((8, 3)))))
+
+
+def a_lookup_by_gaps(graph: Graph) -> str:
+    place = graph.add("Cast", "place", graph.add("IsNaN", "gap", weigh(graph, "rows")), to=7)
+    return graph.add("Gather", "found", graph.constant("table", np.ones(9)), place)
+
+
 @pytest.mark.parametrize(
     ("write", "why"),
     [
+        (one_constant_for_every_column, "Where needs a condition for each column, a constant for each"),
+        (a_constant_for_each_row, "Where needs a condition"),
+        (rows_in_place_of_the_constants, "Where needs a condition"),
+        (a_constant_condition, "Where needs a condition"),
+        (more_rows, "Concat joins other than the columns"),
+        (columns_by_their_end, "Concat joins other than the columns"),
+        (a_constant_beside_the_rows, "Concat joins other than the columns"),
+        (gaps_of_a_constant, "IsNaN needs rows as its only input"),
+        (a_lookup_by_gaps, "may choose a place that is not there"),
         (constant_along_the_rows, "Add would spread rows over another axis"),
         (constant_of_more_axes, "would spread rows"),
         (one_row_to_eight, "Max needs two inputs, one of them rows"),
@@ -226,6 +280,25 @@ def test_trees_that_may_lead_nowhere_are_refused(tmp_path, change, why):
     attributes = {attribute.name: attribute for attribute in node.attribute}
     assert ATTRIBUTES == set(attributes)
     change(attributes)
+
+    assert why in refusal(tmp_path / "new", model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("sides", "why"),
+    [
+        ([0], "differ in their lengths"),
+        ([2] * 99, "neither way"),
+        ([-1] * 99, "neither way"),
+        (1, "another type than exports write"),
+    ],
+)
+def test_trees_that_send_a_gap_nowhere_are_refused(tmp_path, sides, why):
+    model = export(made.fitted("decision_tree").estimator, 3)
+    [node] = model.graph.node
+    splits = sum(len(each.ints) for each in node.attribute if each.name == "nodes_featureids")
+    value = sides[:splits] if isinstance(sides, list) else sides
+    node.attribute.append(onnx.helper.make_attribute("nodes_missing_value_tracks_true", value))
 
     assert why in refusal(tmp_path / "new", model.SerializeToString())
 

@@ -73,11 +73,12 @@ HOLD: Mapping[str, tuple[str, ...]] = {
 # Each other setting with free text. Names, headers and folders appear in models, metrics, pages and logs.
 PLAIN = {
     "model.name", "model.target", "model.target_sources", "model.unit", "model.date_sources",
+    "model.target_missing_values",
     "features.name", "features.unit", "features.sources", "features.values", "features.map", "features.description",
     "features.missing_values", "features.true_values", "features.false_values", "features.formats", "features.timezone",
     "features.decimal", "features.thousands", "features.strip",
     "table.encoding", "table.decimal", "table.thousands", "table.strip",
-    "training.data", "training.every", "training.group", "tracking.experiment", "paths.state",
+    "training.data", "training.every", "tracking.experiment", "paths.state",
     "serving.host", "serving.metrics_host", "serving.tls_certificate",
     "serving.allowed_hosts", "serving.trusted_proxies", "serving.slots",
 }  # fmt: skip

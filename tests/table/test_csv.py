@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,7 @@ def test_a_line_without_cells_is_skipped_and_a_line_of_empty_cells_is_refused(tm
 
     assert [2, 5] == table.lines.tolist()
     assert 3 == table.refused
-    assert [(line, name) for line in (3, 7, 8) for name in ("time_spent", "doors", "bags")] == [
+    assert [(line, name) for line in (3, 7, 8) for name in ("time_spent", "doors")] == [
         (fault.number, fault.column) for fault in table.faults
     ]
     assert "line 3, column 'doors': wanted a whole number, 0 or more, got an empty cell" == str(table.faults[1])
@@ -249,6 +250,23 @@ def test_in_a_table_of_one_column_an_empty_cell_differs_from_an_empty_line():
 
     assert [[1.0], [2.0]] == chunk.X.tolist()
     assert [(1, 3), (2, 5)] == [(row.index, row.line) for row in chunk.refused]
+
+
+@pytest.mark.parametrize("cell", ["", "  ", "n/a", "-99", "-99.0"])
+def test_a_row_without_a_target_is_left_out_and_counted_and_is_no_fault(tmp_path, cell):
+    schema = replace(SCHEMA, target=replace(SCHEMA.target, missing_values=("n/a", "-99")))
+    table = read(tmp_path, f"time_spent,doors,bags\n30,50,7\n31,50,{cell}\n32,50,8\n33,x,{cell}\n", schema)
+
+    assert [2, 4] == table.lines.tolist()
+    assert [7.0, 8.0] == table.y.tolist()
+    assert (1, 1) == (table.unlabelled, table.refused)
+    assert [(5, "doors")] == [(fault.number, fault.column) for fault in table.faults]
+
+
+def test_a_table_whose_target_is_missing_in_every_row_is_refused(tmp_path):
+    path = write(tmp_path, "time_spent,doors,bags\n30,50,\n31,50,\n")
+
+    assert ": no usable row in 2; 'bags' is missing in every row" == refusal(path)
 
 
 def test_a_row_that_is_too_short_is_refused(tmp_path):

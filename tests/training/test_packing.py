@@ -11,7 +11,7 @@ from sklearn.tree import DecisionTreeRegressor
 
 from gleaner.errors import BadTraining
 from gleaner.model.predictor import Predictor
-from gleaner.model.selftest import check_golden
+from gleaner.model.selftest import check_golden, selftest
 from gleaner.training.packing import GOLDEN_ROWS, pack
 
 
@@ -76,3 +76,19 @@ def test_an_export_that_does_not_predict_as_the_estimator_is_refused(tmp_path):
 
     with pytest.raises(BadTraining, match="the exported decision_tree predicts otherwise than the fitted one"):
         pack(fitted, table, made.scores_of_a_constant(), made.settings(), tmp_path / "new")
+
+
+@pytest.mark.parametrize("candidate", made.CANDIDATES)
+def test_a_packed_candidate_that_takes_gaps_has_a_golden_row_without_each_column(candidate, tmp_path):
+    table, rows = made.gappy_table(), made.gappy_table().X[:200]
+    fitted = made.fitted_on(table, candidate)
+
+    packed = pack(fitted, table, made.scores_of_a_constant(), made.settings(), tmp_path / "new")
+
+    selftest(packed.folder)
+    golden = np.array(packed.manifest.golden.numbers)
+    assert np.isnan(golden).sum(axis=0).tolist()[1] == 0
+    assert (np.isnan(golden).sum(axis=0)[[0, 2]] >= 2).all()
+    assert "null" in (packed.folder / "manifest.json").read_text()
+    expected = np.maximum(fitted.estimator.predict(rows), 0.0)
+    np.testing.assert_allclose(Predictor(packed).predict(rows), expected, rtol=1e-9, atol=1e-12)

@@ -43,10 +43,10 @@ def table(rows: int = 200, *, seed: int = 0, y: np.ndarray | None = None, days: 
         y=np.round((8 + 0.2 * X[:, 0] + 0.05 * X[:, 1]) * noise) if y is None else y,
         lines=np.arange(rows) + 2,
         days=np.full(rows, np.nan) if days is None else days,
-        groups=None,
         taken={},
         faults=(),
         refused=0,
+        tally={},
         sha256="",
         encoding="utf-8",
     )

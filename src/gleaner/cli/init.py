@@ -50,6 +50,8 @@ def init(data: Path, target: str | None, interactive: bool) -> None:
     if table.header_line > 1:
         click.echo(f"the header is on line {table.header_line}")
     click.echo(f"{len(table.y):,} rows used, {table.refused:,} refused")
+    if table.tally:
+        click.echo(f"  refused: {table.refusals}")
     for fault in table.faults[:_SHOWN]:
         click.echo(f"  refused: {fault}")
     click.echo(f"wrote {FILE}; check it, then run: gleaner train")

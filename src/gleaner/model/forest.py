@@ -18,7 +18,11 @@ _PER_SPLIT = (
 _PER_LEAF = ("leaf_targetids", "leaf_weights")
 _OTHERS = ("n_targets", "aggregate_function", "tree_roots")
 ATTRIBUTES = frozenset((*_PER_SPLIT, *_PER_LEAF, *_OTHERS))
-"""The attributes that an export writes; one that is missing or unknown is refused."""
+"""The attributes that every export writes; one that is missing is refused."""
+
+GAPS = "nodes_missing_value_tracks_true"
+ALLOWED = ATTRIBUTES | {GAPS}
+"""These, and the side of a missing value: 1 for that of a passed comparison. Without it, none passes."""
 
 
 def check_trees(attributes: Mapping[str, int | Numbers], width: int) -> None:
@@ -33,14 +37,17 @@ def check_trees(attributes: Mapping[str, int | Numbers], width: int) -> None:
     if attributes["n_targets"] != 1 or attributes["aggregate_function"] not in _AGGREGATES:
         raise ValueError("the trees predict more than one number, or neither a sum nor a mean")
     arrays = {name: value for name, value in attributes.items() if isinstance(value, np.ndarray) and value.ndim == 1}
-    if arrays.keys() != ATTRIBUTES - {"n_targets", "aggregate_function"}:
+    if arrays.keys() != attributes.keys() - {"n_targets", "aggregate_function"}:
         raise ValueError("the trees have an attribute of another type than exports write")
     splits, leaves, roots = len(arrays["nodes_splits"]), len(arrays["leaf_weights"]), arrays["tree_roots"]
-    for names, count in ((_PER_SPLIT, splits), (_PER_LEAF, leaves)):
+    gaps = (GAPS,) if GAPS in arrays else ()
+    for names, count in ((_PER_SPLIT + gaps, splits), (_PER_LEAF, leaves)):
         if any(len(arrays[name]) != count for name in names):
             raise ValueError("the trees' lists differ in their lengths")
     if arrays["nodes_modes"].any() or arrays["leaf_targetids"].any():
         raise ValueError("the trees compare otherwise than by <=, or have another target")
+    if not all(_are_places(arrays[name], 2) for name in gaps):
+        raise ValueError("the trees send a missing value neither way")
     if not _are_places(arrays["nodes_featureids"], width) or not _are_places(roots, splits) or not splits:
         raise ValueError("the trees compare a column, or start at a split, that is not there")
     if np.isnan(arrays["nodes_splits"]).any() or not np.isfinite(arrays["leaf_weights"]).all():

@@ -16,7 +16,7 @@ import numpy as np
 
 from gleaner.errors import BadArtifact
 from gleaner.model import onnx_fields as fields
-from gleaner.model.forest import ATTRIBUTES as OF_TREES
+from gleaner.model.forest import ALLOWED as OF_TREES
 from gleaner.model.forest import check_trees
 from gleaner.model.graph import Graph, Node, Numbers, read_graph
 from gleaner.model.manifest import INPUT, MODEL, OUTPUT
@@ -281,6 +281,22 @@ def _rows_and_axes(inputs: Sequence[Rows | Numbers], most: int | None) -> tuple[
     raise Unfit("needs rows and constant axes")
 
 
+def _where(inputs: Sequence[Rows | Numbers], attributes: Attributes) -> Rows:
+    """Allow columns with some numbers replaced by their column's constant."""
+    match inputs:
+        case [Rows((width,)), np.ndarray(shape=(count,)), Rows((columns,))] if width == count == columns:
+            return Rows((width,))
+    raise Unfit("needs a condition for each column, a constant for each, and the columns")
+
+
+def _concat(inputs: Sequence[Rows | Numbers], attributes: Attributes) -> Rows:
+    """Allow further columns beside those of the same rows."""
+    match inputs:
+        case [Rows((width,)), Rows((more,))] if _integer(attributes, "axis", 0) == 1:
+            return Rows((width + more,))
+    raise Unfit("joins other than the columns of two tensors of rows")
+
+
 class Operator(NamedTuple):
     """An allowed operator.
 
@@ -296,10 +312,12 @@ class Operator(NamedTuple):
 OPERATORS: Mapping[str, Operator] = {
     "Add": Operator(_add),
     "Cast": Operator(_cast, frozenset({"to"})),
+    "Concat": Operator(_concat, frozenset({"axis"})),
     "Exp": Operator(_per_number),
     "Gather": Operator(_gather, frozenset({"axis"})),
     "Gemm": Operator(_gemm),
     "GreaterOrEqual": Operator(_compare),
+    "IsNaN": Operator(_per_number),
     "Max": Operator(_pair),
     "Mul": Operator(_pair),
     "ReduceSum": Operator(_reduce_sum, frozenset({"keepdims"})),
@@ -307,5 +325,6 @@ OPERATORS: Mapping[str, Operator] = {
     "Tanh": Operator(_per_number),
     "TreeEnsemble": Operator(_trees, OF_TREES, ML),
     "Unsqueeze": Operator(_unsqueeze),
+    "Where": Operator(_where),
 }
 """All operators that an export writes. None of them branches, loops, reads a file or draws a random number."""

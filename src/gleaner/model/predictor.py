@@ -87,7 +87,7 @@ class Predictor:
         """
         tree = read_tree(model)
         if tree is not None:
-            predict_row, rows = walk(tree), [*artifact.manifest.golden.rows, *corners(tree, self.width)]
+            predict_row, rows = walk(tree), [*artifact.manifest.golden.numbers, *corners(tree, self.width)]
             walked = np.array([predict_row(row) for row in rows])
             if np.isfinite(walked).all() and walked.tobytes() == self._run(np.array(rows)).tobytes():
                 return "python", predict_row

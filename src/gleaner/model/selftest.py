@@ -104,7 +104,7 @@ def check_golden(artifact: Artifact, predictor: Predictor | None = None) -> None
     """
     golden = artifact.manifest.golden
     wanted = np.array(golden.answers)
-    got = (predictor or Predictor(artifact)).predict(np.array(golden.rows, dtype=np.float64))
+    got = (predictor or Predictor(artifact)).predict(np.array(golden.numbers))
     if got.shape != wanted.shape or not np.allclose(got, wanted, rtol=TOLERANCE, atol=1e-12):
         worst = int(np.argmax(np.abs(got - wanted))) if got.shape == wanted.shape else 0
         reason = f"golden row {worst}: wanted the prediction {float(wanted[worst])!r}, got {float(got.flat[worst])!r}"
@@ -119,7 +119,7 @@ def check_rows_alone(artifact: Artifact, predictor: Predictor) -> None:
     """
     # The same rows whenever the artifact is tested, but not known before its manifest is.
     random = np.random.default_rng(int(artifact.digest[:16], 16))
-    golden = np.array(artifact.manifest.golden.rows, dtype=np.float64)
+    golden = np.array(artifact.manifest.golden.numbers)
     within = random_rows(artifact.manifest, random)
     for name, rows in (("golden", golden), ("random", within)):
         together, order = predictor.predict(rows), random.permutation(len(rows))

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from gleaner.programs.terminal import print_table
-from gleaner.training.events import Event, Fitted, Started, Step, Suspect, TableRead
+from gleaner.training.events import Chosen, Event, Fitted, Started, Step, Suspect, TableRead
 
 if TYPE_CHECKING:
     from gleaner.scoring.score import Progress as Scored
@@ -66,11 +66,15 @@ class TrainingReport(_Bar):
         self._suspects: list[str] = []
 
     def read(self, table: Table) -> None:
-        self._say(f"{table.path}: {len(table.y):,} rows used, {table.refused:,} refused")
+        without = f", {table.unlabelled:,} without {table.schema.target.name}" if table.unlabelled else ""
+        self._say(f"{table.path}: {len(table.y):,} rows used, {table.refused:,} refused{without}")
         if table.header_line > 1:
             self._say(f"  the header is on line {table.header_line}")
+        if table.tally:
+            self._say(f"  refused: {table.refusals}")
+        missing = table.missing
         for name, header in table.taken.items():
-            self._say(f"  {name} from {header!r}")
+            self._say(f"  {name} from {header!r}" + (f", missing in {missing[name]:.1%}" if name in missing else ""))
         for fault in table.faults[:10]:
             self._say(f"  refused: {fault}")
         if table.refused > 10:
@@ -93,6 +97,11 @@ class TrainingReport(_Bar):
                 self._rows.append((event.candidate, *scores, f"{event.training_loss:.3f}", f"{event.seconds:.1f}"))
             case Suspect(line, reason):
                 self._suspects.append(f"  line {line}: {reason}")
+            case Chosen(champion, _) if champion.gaps:
+                for rows, named in (("with", champion.gaps.with_gaps), ("without", champion.gaps.without_gaps)):
+                    if named:
+                        scores = (*_scores(named), "", "")
+                        self._rows.append((f"{champion.candidate}, rows {rows} gaps", *scores))
             case _:
                 pass
 

@@ -49,6 +49,9 @@ class Model(_Section):
     name: str = Field(pattern=NAME_PATTERN, description="The model's name in the registry.")
     target: str = Field(description="The column to predict.")
     target_sources: tuple[str, ...] = Field((), description="Headers of the target in files; the first one found wins.")
+    target_missing_values: tuple[str, ...] = Field(
+        (), description="Entries for a missing target, beside an empty cell; training leaves such rows out."
+    )
     unit: str = Field("", description="The target's unit.")
     min: float | None = Field(None, description="The least value that a target can have; predictions stop there.")
     date_sources: tuple[str, ...] = Field(
@@ -88,7 +91,6 @@ class Training(_Section):
     suspect_deviation: float = Field(
         5.0, gt=0, description="Training reports a row whose residual is this many robust standard deviations off."
     )
-    group: str = Field("", description="The header of a column whose rows of one value stay in one fold.")
     every: Duration = Field(
         "", description="The wait of `gleaner train --resident` between trainings, such as `24h`; empty for none."
     )
@@ -334,6 +336,7 @@ class Settings(BaseSettings):
             for one in self.features
         ]
         target = Target(name=model.target, sources=model.target_sources, unit=model.unit, min=model.min, **notation)
+        target = replace(target, missing_values=model.target_missing_values)
         return Schema(tuple(features), target, model.date_sources)
 
     @property

@@ -171,10 +171,10 @@ def read_table(
     encoding: the encoding in the settings; see `examine`.
     max_rows: the most rows of the file, which bounds the memory.
     advance: a function that gets the number of rows read so far, after each chunk.
-    Raises BadTable for a file that cannot be used at all; refused rows are only counted.
+    Raises BadTable for a file that cannot be used at all. Rows that are refused or lack the target are only counted.
     """
     schema = _learn(path, schema, encoding)
-    columns: list[Feature | Target] = [*schema.features, schema.target]
+    columns: list[Feature | Target] = [*schema.features, schema.target.column]
     kept, days, started = array("d"), array("d"), array("q")
     faults: list[Fault] = []
     refused, tally = 0, Counter[tuple[str, str]]()
@@ -184,11 +184,7 @@ def read_table(
         for chunk in _chunks(file, columns, found, NAMED_FAULTS, BLOCK_BYTES):
             kept.frombytes(chunk.X.tobytes())
             started.frombytes(chunk.lines.tobytes())
-            if day is None:
-                days.extend([math.nan] * len(chunk.lines))
-            else:
-                rows = compress(chunk.cells, chunk.accepted)
-                days.extend(read_day(cells[day]) if day < len(cells) else math.nan for cells in rows)
+            days.extend(_read_days(chunk, day))
             refused += len(chunk.refused)
             for row in chunk.refused:
                 faults.extend(row.faults)
@@ -198,17 +194,19 @@ def read_table(
                 raise BadTable(path, f"more than {max_rows:,} rows; raise training.max_rows to use them", line=line)
             if advance:
                 advance(len(started) + refused)
-        if not started:
-            raise _no_row(path, refused, tally, faults)
         numbers = np.frombuffer(kept, dtype=np.float64).reshape(len(started), len(columns))
+        known = ~np.isnan(numbers[:, -1])
+        if not known.any():
+            none = f"{schema.target.name!r} is missing in every row" if len(numbers) else ""
+            raise _no_row(path, len(numbers) + refused, tally, faults, none)
+        dated = days_of(columns, numbers) if day is None else np.frombuffer(days, dtype=np.float64)
         return Table(
             path=path,
             schema=schema,
-            X=schema.matrix(numbers[:, :-1]),
-            y=np.ascontiguousarray(numbers[:, -1]),
-            lines=np.frombuffer(started, dtype=np.int64),
-            days=days_of(columns, numbers) if day is None else np.frombuffer(days, dtype=np.float64),
-            groups=None,
+            X=schema.matrix(numbers[known, :-1]),
+            y=numbers[known, -1],
+            lines=np.frombuffer(started, dtype=np.int64)[known],
+            days=dated[known],
             taken={column.name: file.header[at].strip() for column, at in zip(columns, found, strict=True)},
             faults=tuple(faults),
             refused=refused,
@@ -216,14 +214,21 @@ def read_table(
             sha256=file.sha256(),
             encoding=file.encoding,
             header_line=file.columns.line or 1,
+            unlabelled=int(np.count_nonzero(~known)),
         )
 
 
-def _no_row(path: Path, refused: int, tally: Tally, faults: Sequence[Fault]) -> BadTable:
-    why = "; it has a header and nothing below it"
+def _read_days(chunk: Chunk, day: int | None) -> Iterator[float]:
+    """Yield the day of each accepted row, NaN if it has none."""
+    for cells in compress(chunk.cells, chunk.accepted):
+        yield read_day(cells[day]) if day is not None and day < len(cells) else math.nan
+
+
+def _no_row(path: Path, count: int, tally: Tally, faults: Sequence[Fault], none: str) -> BadTable:
+    why = f"; {none or 'it has a header and nothing below it'}"
     if faults:
         why = f": {tally_text(tally)}; the first refusal: {faults[0]}"
-    return BadTable(path, f"no usable row in {refused:,}{why}")
+    return BadTable(path, f"no usable row in {count:,}{why}")
 
 
 def _learn(path: Path, schema: Schema, encoding: str) -> Schema:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -104,7 +104,7 @@ class Feature(Declared):
 
     def accept_cells(self, cells: Sequence[str]) -> Array | None:
         """Return the numbers of cells; None if `accept_cell` may refuse one."""
-        numbers = None if self.map or self.allows_gaps or not self.is_number else self.notation.read_all(cells)
+        numbers = None if self.map or not self.is_number else self.notation.read_all(cells)
         if numbers is not None:
             numbers, accepted = self.accept_array(numbers)
             return numbers if accepted.all() else None
@@ -191,6 +191,7 @@ class Target:
     """The column to be predicted.
 
     min: the lowest prediction and the lowest accepted actual value.
+    missing_values: entries of files that stand for a missing value, beside an empty cell.
     decimal, thousands, strip: the notation of numbers in cells; see `Notation`.
     """
 
@@ -201,6 +202,7 @@ class Target:
     decimal: str | None = None
     thousands: str | None = None
     strip: str | None = None
+    missing_values: tuple[str, ...] = ()
 
     @property
     def wanted(self) -> str:
@@ -209,6 +211,12 @@ class Target:
     @property
     def notation(self) -> Notation:
         return _feature_of(self).notation
+
+    @property
+    def column(self) -> Feature:
+        """The target's column of a file for training, which may have gaps."""
+        column = replace(_feature_of(self), sources=self.sources)
+        return replace(column, missing="allow", missing_values=self.missing_values)
 
     def accept_cell(self, cell: str) -> float:
         """Return the number of a cell. Raises ValueError for a refused cell."""

@@ -44,6 +44,14 @@ class Schema:
         return tuple(signs[feature.monotone] for feature in self.features for _ in feature.columns)
 
     @property
+    def gaps(self) -> tuple[bool, ...]:
+        """Whether each matrix column may be NaN.
+
+        The 0/1 columns of a category never are: it has one for missing values.
+        """
+        return tuple(f.allows_gaps and f.type != "category" for f in self.features for _ in f.columns)
+
+    @property
     def names(self) -> tuple[str, ...]:
         return tuple(feature.name for feature in self.features)
 

@@ -41,12 +41,12 @@ class Table:
     y: (n,) target.
     lines: (n,) the physical line on which each row starts, from 1.
     days: (n,) the day number of each row, NaN if the file has no day for it.
-    groups: (n,) the number of each row's group, from 0; rows of one group belong into one fold. None for no groups.
     taken: the file's header of each column that was read.
     faults: at most 100 faults of the refused rows.
     refused: the number of refused rows.
     tally: the number of faults by column and kind.
     header_line: the physical line of the header, from 1.
+    unlabelled: the number of rows that are left out because their target is missing.
     """
 
     path: Path
@@ -55,7 +55,6 @@ class Table:
     y: Array
     lines: NDArray[np.int64]
     days: Array
-    groups: NDArray[np.int64] | None
     taken: Mapping[str, str]
     faults: tuple[Fault, ...]
     refused: int
@@ -63,6 +62,29 @@ class Table:
     sha256: str
     encoding: str
     header_line: int = 1
+    unlabelled: int = 0
+
+    @property
+    def refusals(self) -> str:
+        """The faults by column and kind, in words."""
+        return tally_text(self.tally)
+
+    @property
+    def gaps(self) -> NDArray[np.bool_]:
+        """Whether each row lacks each feature, shape (n, number of features)."""
+        widths = [len(feature.columns) for feature in self.schema.features]
+        last = self.X[:, np.cumsum(widths) - 1]
+        # A category that allows gaps has a last column of ones and zeros for them.
+        is_word = np.array([feature.type == "category" for feature in self.schema.features])
+        allowed = np.array([feature.allows_gaps for feature in self.schema.features])
+        found: NDArray[np.bool_] = np.where(is_word, last == 1, np.isnan(last)) & allowed
+        return found
+
+    @property
+    def missing(self) -> dict[str, float]:
+        """The share of rows that lack a feature, if any does."""
+        shares = zip(self.schema.names, self.gaps.mean(axis=0).tolist(), strict=True)
+        return {name: share for name, share in shares if share}
 
 
 @dataclass(frozen=True, slots=True)

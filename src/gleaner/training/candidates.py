@@ -17,6 +17,7 @@ from sklearn.preprocessing import SplineTransformer, StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
 from gleaner.table.numbers import Array
+from gleaner.training.gaps import filling_steps
 
 TREES_PER_BATCH = 20
 ROWS_WORTH_THREADS = 5_000  # with fewer rows, threads cost more time than they save
@@ -32,12 +33,14 @@ class Task:
     monotone: 1, -1 or 0 for each of the k columns.
     log: whether the loss compares logarithms.
     counts: whether the target is never negative.
+    gaps: whether each column allows gaps, which are NaN; empty if none does.
     """
 
     monotone: Sequence[int]
     log: bool
     counts: bool
     seed: int
+    gaps: Sequence[bool] = ()
 
 
 class Family(ABC):
@@ -69,7 +72,8 @@ class Linear(Family):
     """Least squares on standardised columns."""
 
     def make(self, task: Task, parameters: Parameters, X: Array) -> Any:
-        return Pipeline([("scale", StandardScaler()), ("regress", LinearRegression())])
+        steps = [("scale", StandardScaler()), ("regress", LinearRegression())]
+        return Pipeline([*filling_steps(task.gaps), *steps])
 
 
 class Tree(Family):
@@ -126,6 +130,19 @@ def _threads(X: Array) -> int:
     return -1 if len(X) >= ROWS_WORTH_THREADS else 1
 
 
+class GapBoosting(HistGradientBoostingRegressor):  # type: ignore[misc]
+    """Histogram gradient boosting that can be fitted on columns without values.
+
+    scikit-learn cannot bin such a column, and it bins a sample of the rows. So a column with too few values for a leaf,
+    or for any sample, is fitted as if it were constant: no split uses it.
+    """
+
+    def fit(self, X: Array, y: Array, sample_weight: Array | None = None) -> Any:
+        least = max(self.min_samples_leaf, len(X) // 10_000)
+        is_rare = np.count_nonzero(~np.isnan(X), axis=0) < least
+        return super().fit(np.where(is_rare, 0.0, X), y, sample_weight)
+
+
 class Boosting(Family):
     """Histogram gradient boosting. An epoch is a boosting round.
 
@@ -136,7 +153,8 @@ class Boosting(Family):
     """
 
     def make(self, task: Task, parameters: Parameters, X: Array) -> Any:
-        boosting = HistGradientBoostingRegressor(
+        kind = GapBoosting if any(task.gaps) else HistGradientBoostingRegressor
+        boosting = kind(
             loss="squared_error" if any(task.monotone) else "absolute_error",
             monotonic_cst=list(task.monotone),
             random_state=task.seed,
@@ -157,20 +175,24 @@ class Boosting(Family):
 class Spline(Family):
     """A Poisson regression on smooth curves, one per column.
 
-    The curves are flat beyond their knots. A ridge regression on the same curves if the target can be negative.
+    The curves are flat beyond their knots, which lie among the values that are there. A ridge regression on the same
+    curves if the target can be negative.
     """
 
     def make(self, task: Task, parameters: Parameters, X: Array) -> Any:
         curves = []
         for j in range(X.shape[1]):
-            knots = np.unique(np.quantile(X[:, j], np.linspace(0, 1, KNOTS)))
+            seen = X[~np.isnan(X[:, j]), j]
+            knots = np.unique(np.quantile(seen, np.linspace(0, 1, KNOTS))) if len(seen) else seen
             curve = SplineTransformer(degree=3, knots=knots[:, None], extrapolation="constant", include_bias=False)
             curves.append((f"column_{j}", curve if len(knots) > 2 else "passthrough", [j]))
+        curves += [(f"gap_{i}", "passthrough", [X.shape[1] + i]) for i in range(sum(task.gaps))]
         if task.counts:
             regression: Any = PoissonRegressor(alpha=0.1, solver="newton-cholesky", max_iter=300)
         else:
             regression = Ridge(alpha=1.0)
-        return Pipeline([("curves", ColumnTransformer(curves)), ("regress", regression)])
+        steps = [("curves", ColumnTransformer(curves)), ("regress", regression)]
+        return Pipeline([*filling_steps(task.gaps), *steps])
 
 
 FAMILIES: Mapping[str, Family] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from gleaner.model.manifest import Gaps
 from gleaner.model.scores import Scores
 from gleaner.table.numbers import Array
 from gleaner.table.tables import Table
@@ -78,6 +79,7 @@ class Fitted:
 
     out_of_fold: the predictions of the first repeat, shape (n,).
     importances: by matrix column, or empty.
+    gaps: the gaps of the table, and the scores of rows with and without them; None if no feature allows gaps.
     """
 
     candidate: str
@@ -89,6 +91,7 @@ class Fitted:
     epochs: int
     seconds: float
     importances: Mapping[str, float] = field(default_factory=dict)
+    gaps: Gaps | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,11 @@ from sklearn.preprocessing import FunctionTransformer, SplineTransformer, Standa
 from sklearn.tree import DecisionTreeRegressor
 
 from gleaner.model.manifest import INPUT, OUTPUT
+from gleaner.training.gaps import read_filling
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 MEAN, SUM = 0, 1  # ai.onnx.ml's aggregate functions
 SUPPORTED = (
@@ -33,49 +35,57 @@ SUPPORTED = (
     "HistGradientBoostingRegressor of squared_error or absolute_error, without categories; "
     "TransformedTargetRegressor of such a HistGradientBoostingRegressor, with func=np.log1p and inverse_func=np.expm1; "
     "Pipeline(ColumnTransformer, PoissonRegressor | Ridge | LinearRegression), each column through one transformer, "
-    "a SplineTransformer of constant or linear extrapolation or 'passthrough'"
+    "a SplineTransformer of constant or linear extrapolation or 'passthrough'; "
+    "such a Pipeline behind the step of gleaner.training.gaps"
 )
 
 
-def export(estimator: object, columns: int, *, floor: float | None = None) -> onnx.ModelProto:
+def export(
+    estimator: object, columns: int, *, floor: float | None = None, gaps: Sequence[bool] = ()
+) -> onnx.ModelProto:
     """Return an ONNX model that predicts as the estimator's `predict`.
 
-    The model takes `rows`, finite float64 (n, columns), and returns `prediction`, float64 (n, 1). It uses opset 18
-    and ai.onnx.ml 5.
+    The model takes `rows`, float64 (n, columns), finite or NaN for a gap, and returns `prediction`, float64 (n, 1).
+    It uses opset 18 and ai.onnx.ml 5.
     columns: the number of columns.
     floor: the least prediction; None for no floor.
+    gaps: whether each column may have gaps; empty if none may. A gap elsewhere has no meaning.
     Trees, forests and plain boosting are exact to the bit on one thread of onnxruntime. The others are exact to
     rounding, far below 1e-9 relative. The same estimator gives the same bytes.
     Raises TypeError for an estimator that is not in SUPPORTED, ValueError for one fitted on other columns.
     """
     if (fitted := getattr(estimator, "n_features_in_", columns)) != columns:
         raise ValueError(f"the estimator was fitted on {fitted} columns; the table has {columns}")
-    graph = Graph()
+    graph, rows = Graph(), INPUT
+    gappy = np.flatnonzero(gaps)
+    match estimator:
+        case Pipeline(steps=[(_, fill), _, _]) if len(gappy):
+            rows, estimator = _filled(graph, estimator, fill), Pipeline(estimator.steps[1:])
     match estimator:
         case Pipeline(steps=[(_, StandardScaler() as scaler), (_, LinearRegression() as linear)]):
-            prediction = _scaled_linear(graph, scaler, linear)
+            prediction = _scaled_linear(graph, rows, scaler, linear)
         case Pipeline(steps=[(_, ColumnTransformer() as split), (_, (LinearRegression() | Ridge()) as linear)]):
-            prediction = _splines(graph, split, linear)
+            prediction = _splines(graph, rows, split, linear)
         case Pipeline(steps=[(_, ColumnTransformer() as split), (_, PoissonRegressor() as linear)]):
-            prediction = graph.add("Exp", "expected", _splines(graph, split, linear))
+            prediction = graph.add("Exp", "expected", _splines(graph, rows, split, linear))
         case DecisionTreeRegressor():
-            tree = _grown(estimator.tree_)
+            tree = _grown(estimator.tree_, gappy)
             if floor is not None:
                 tree, floor = tree._replace(value=np.maximum(tree.value, floor)), None
             prediction = add_trees(graph, INPUT, [tree])
         case RandomForestRegressor():
-            grown = [_grown(member.tree_) for member in estimator.estimators_]
+            grown = [_grown(member.tree_, gappy) for member in estimator.estimators_]
             if floor is not None and floor <= 0 <= min(tree.value.min() for tree in grown):
                 floor = None  # the mean of values that are not negative is not negative
-            rows = [member.tree_.n_node_samples for member in estimator.estimators_]
-            turned = [_turned(tree, its_rows, columns) for tree, its_rows in zip(grown, rows, strict=True)]
+            reached = [member.tree_.n_node_samples for member in estimator.estimators_]
+            turned = [_turned(tree, its_rows, columns) for tree, its_rows in zip(grown, reached, strict=True)]
             prediction = add_trees(graph, _both_ways(graph, columns), turned, aggregate=MEAN)
         case HistGradientBoostingRegressor():
-            prediction = add_trees(graph, INPUT, _boosted(estimator))
+            prediction = add_trees(graph, INPUT, _boosted(estimator, gappy))
         case TransformedTargetRegressor(
             func=np.log1p, inverse_func=np.expm1, regressor_=HistGradientBoostingRegressor() as boosting
         ):
-            prediction = _expm1(graph, add_trees(graph, INPUT, _boosted(boosting)))
+            prediction = _expm1(graph, add_trees(graph, INPUT, _boosted(boosting, gappy)))
         case _:
             raise _unsupported(estimator)
     if floor is not None:
@@ -116,7 +126,19 @@ def _unsupported(estimator: object) -> TypeError:
     return TypeError(f"cannot export {' '.join(repr(estimator).split())}; supported are: {SUPPORTED}")
 
 
-def _scaled_linear(graph: Graph, scaler: Any, linear: Any) -> str:
+def _filled(graph: Graph, estimator: object, fill: object) -> str:
+    """Write the rows with filled gaps, and the columns that mark them."""
+    filling = read_filling(fill)
+    if filling is None:
+        raise _unsupported(estimator)
+    gap = graph.add("IsNaN", "gap", INPUT)
+    filled = graph.add("Where", "filled", gap, graph.constant("medians", filling.medians), INPUT)
+    ones = graph.add("Cast", "gaps_as_ones", gap, to=TensorProto.DOUBLE)
+    marks = graph.add("Gather", "gaps", ones, graph.constant("gap_columns", filling.marked), axis=1)
+    return graph.add("Concat", "filled_and_gaps", filled, marks, axis=1)
+
+
+def _scaled_linear(graph: Graph, rows: str, scaler: Any, linear: Any) -> str:
     """Write a scaler and a linear regression as one Gemm.
 
     (x - mean) / scale . w + b becomes x . (w / scale) + (b - mean . w / scale), whose two large terms nearly cancel at
@@ -129,13 +151,14 @@ def _scaled_linear(graph: Graph, scaler: Any, linear: Any) -> str:
     means = scaler.mean_ if scaler.with_mean else np.zeros_like(weights)
     intercept = math.fsum([np.asarray(linear.intercept_).item(), *(-means * weights)])
     folded = graph.constant("weights", weights[:, None]), graph.constant("intercept", [intercept])
-    return graph.add("Gemm", "linear", INPUT, *folded)
+    return graph.add("Gemm", "linear", rows, *folded)
 
 
 class TreeArrays(NamedTuple):
     """Arrays over a tree's nodes, each of shape (nodes,), the root first.
 
     Rows with x[feature] <= threshold go left. A leaf has left = -1.
+    gap_left: whether a gap goes left; None if all go right.
     """
 
     left: Ints
@@ -143,12 +166,18 @@ class TreeArrays(NamedTuple):
     feature: Ints
     threshold: Floats
     value: Floats
+    gap_left: Bools | None = None
 
 
-def _grown(tree: Any) -> TreeArrays:
-    """Return the arrays of one of scikit-learn's fitted trees."""
+def _grown(tree: Any, gappy: Ints) -> TreeArrays:
+    """Return the arrays of one of scikit-learn's fitted trees.
+
+    gappy: the columns that allow gaps.
+    """
     value = tree.value.reshape(tree.node_count)  # refuses more than one output
-    return TreeArrays(tree.children_left, tree.children_right, tree.feature, _for_doubles(tree.threshold), value)
+    gap_left = tree.missing_go_to_left.astype(np.bool_) & np.isin(tree.feature, gappy) if len(gappy) else None
+    threshold = _for_doubles(tree.threshold)
+    return TreeArrays(tree.children_left, tree.children_right, tree.feature, threshold, value, gap_left)
 
 
 def _for_doubles(threshold: Floats) -> Floats:
@@ -164,7 +193,7 @@ def _for_doubles(threshold: Floats) -> Floats:
     return np.where(half_way.astype(np.float32) <= below, half_way, np.nextafter(half_way, -np.inf))
 
 
-def _boosted(boosting: Any) -> list[TreeArrays]:
+def _boosted(boosting: Any, gappy: Ints) -> list[TreeArrays]:
     """Return the baseline and every round's tree, in scikit-learn's order.
 
     `_baseline_prediction` and `_predictors` are private, so scikit-learn is pinned, and tests compare the export.
@@ -177,7 +206,9 @@ def _boosted(boosting: Any) -> list[TreeArrays]:
         nodes = predictor.nodes
         left = np.where(nodes["is_leaf"], -1, nodes["left"].astype(np.int64))
         right = nodes["right"].astype(np.int64)
-        trees.append(TreeArrays(left, right, nodes["feature_idx"], nodes["num_threshold"], nodes["value"]))
+        feature = nodes["feature_idx"]
+        gap_left = nodes["missing_go_to_left"].astype(np.bool_) & np.isin(feature, gappy)
+        trees.append(TreeArrays(left, right, feature, nodes["num_threshold"], nodes["value"], gap_left))
     return trees
 
 
@@ -209,6 +240,7 @@ def _turned(tree: TreeArrays, rows: Ints, columns: int) -> TreeArrays:
         # The opposite of x <= t is -x < -t, which is -x <= the double below -t.
         threshold=np.where(turn, np.nextafter(-tree.threshold, -np.inf), tree.threshold),
         value=tree.value,
+        gap_left=None if tree.gap_left is None else tree.gap_left ^ turn,
     )
 
 
@@ -226,9 +258,12 @@ def add_trees(graph: Graph, rows: str, trees: Sequence[TreeArrays], *, aggregate
     trees = [tree if len(tree.value) > 1 else _stump(tree.value[0]) for tree in trees]
     sizes = [len(tree.value) for tree in trees]
     roots = np.cumsum([0, *sizes[:-1]])
-    left, right, feature, threshold, value = (np.concatenate(arrays) for arrays in zip(*trees, strict=True))
+    arrays = zip(*(tree[:-1] for tree in trees), strict=True)
+    left, right, feature, threshold, value = map(np.concatenate, arrays)
     leaf = left < 0
     number = np.where(leaf, np.cumsum(leaf), np.cumsum(~leaf)) - 1
+    gap_left = np.concatenate([_gap_left(tree) for tree in trees])[~leaf]
+    gaps = {"nodes_missing_value_tracks_true": gap_left.astype(np.int64).tolist()} if gap_left.any() else {}
     true, false = ((children + np.repeat(roots, sizes))[~leaf] for children in (left, right))
     return graph.add(
         "TreeEnsemble",
@@ -247,7 +282,12 @@ def add_trees(graph: Graph, rows: str, trees: Sequence[TreeArrays], *, aggregate
         nodes_falseleafs=leaf[false].astype(np.int64).tolist(),
         leaf_targetids=[0] * int(leaf.sum()),
         leaf_weights=numpy_helper.from_array(value[leaf], "leaf_weights"),
+        **gaps,
     )
+
+
+def _gap_left(tree: TreeArrays) -> Bools:
+    return np.zeros(len(tree.value), np.bool_) if tree.gap_left is None else tree.gap_left
 
 
 def _expm1(graph: Graph, z: str) -> str:
@@ -309,7 +349,7 @@ def _pieces_by_column(split: Any, weights: Floats) -> list[_Pieces]:
     return [pieces[column] for column in range(split.n_features_in_)]
 
 
-def _splines(graph: Graph, split: Any, linear: Any) -> str:
+def _splines(graph: Graph, rows: str, split: Any, linear: Any) -> str:
     """Write the sum of every column's polynomial.
 
     Counts the knots that x has reached, gathers that piece, and evaluates the piece by Horner's rule.
@@ -324,13 +364,13 @@ def _splines(graph: Graph, split: Any, linear: Any) -> str:
     coefficients[0, 0] += np.asarray(linear.intercept_).item()  # the first column carries the intercept
 
     knot_axis = graph.constant("knot_axis", [2])
-    apart = graph.add("Unsqueeze", "rows_apart", INPUT, knot_axis)
+    apart = graph.add("Unsqueeze", "rows_apart", rows, knot_axis)
     reached = graph.add("GreaterOrEqual", "knots_reached", apart, graph.constant("knots", anchors[:, 1:]))
     ones = graph.add("Cast", "knots_as_ones", reached, to=TensorProto.INT64)
     piece = graph.add("ReduceSum", "piece", ones, knot_axis, keepdims=0)
     place = graph.add("Add", "place", piece, graph.constant("first_places", np.arange(columns) * width))
     anchor = graph.add("Gather", "anchor", graph.constant("anchors", anchors.ravel()), place)
-    step = graph.add("Sub", "step", INPUT, anchor)
+    step = graph.add("Sub", "step", rows, anchor)
     total = ""
     for power in reversed(range(len(coefficients))):
         table = graph.constant(f"coefficients_{power}", coefficients[power].ravel())

@@ -132,7 +132,7 @@ class Recorder:
                 onnx.load(str(artifact.model)),
                 name="model",
                 signature=_signature(schema),
-                input_example=pd.DataFrame(golden.rows[:3], columns=list(schema.columns)),
+                input_example=pd.DataFrame(golden.numbers[:3], columns=list(schema.columns)),
                 pip_requirements=[f"{library}=={artifact.manifest.libraries[library]}" for library in _NEEDED],
             )
         self.client.log_model_artifacts(logged.model_id, str(artifact.folder), ARTIFACT_FOLDER)
@@ -156,10 +156,12 @@ class Recorder:
             "data_sha256": table.sha256,
             "rows": len(table.y),
             "rows_refused": table.refused,
+            "rows_without_target": table.unlabelled,
             "folds": training.folds,
             "repeats": training.repeats,
             "seed": training.seed,
             **{f"column.{name}": header for name, header in table.taken.items()},
+            **{f"missing.{name}": f"{share:.6g}" for name, share in table.missing.items()},
         }
         self._parameters(self.run_id, parameters)
         for name, value in constant.named("constant_").items():
@@ -171,16 +173,16 @@ class Recorder:
     def _fitted(self, fitted: Fitted) -> None:
         run_id = self.children[fitted.candidate]
         last = {"training_loss": fitted.training_loss, "training_seconds": fitted.seconds}
-        self._metrics(fitted.candidate, last, fitted.epochs)
+        self._metrics(fitted.candidate, last | _scores_by_gaps(fitted), fitted.epochs)
         self._flush(fitted.candidate)
         with scratch_folder(self.settings.state / "scratch") as folder:
-            for _ in draw_plots(fitted, self.table, self.settings.schema_.target, folder):
+            for _ in draw_plots(fitted, self.table, self.table.schema.target, folder):
                 pass
             self.client.log_artifacts(run_id, str(folder), "plots")
         self.client.set_terminated(run_id)
 
     def _chosen(self, champion: Fitted, challenger: Fitted | None) -> None:
-        for name, value in champion.scores.named("validation_").items():
+        for name, value in (champion.scores.named("validation_") | _scores_by_gaps(champion)).items():
             self.client.log_metric(self.run_id, name, value)
         self.client.log_metric(self.run_id, "training_loss", champion.training_loss)
         self.client.set_tag(self.run_id, "champion", champion.candidate)
@@ -225,6 +227,13 @@ class Recorder:
         if folder and folder.name == ARTIFACTS and folder != self.settings.state.absolute() / ARTIFACTS:
             found = f"MLflow's database names {folder} for the files of this experiment, and the database has moved"
             raise Refused(f"{found}; run `gleaner doctor --fix` in the folder of the database")
+
+
+def _scores_by_gaps(fitted: Fitted) -> dict[str, float]:
+    """Return the scores of rows with and without gaps, as metrics."""
+    gaps = fitted.gaps
+    parts = {"with_gaps": gaps.with_gaps, "without_gaps": gaps.without_gaps} if gaps else {}
+    return {f"validation_{name}_{rows}": value for rows, scores in parts.items() for name, value in scores.items()}
 
 
 def _quieten() -> None:

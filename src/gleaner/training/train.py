@@ -14,7 +14,8 @@ from sklearn.model_selection import KFold, ParameterGrid
 from threadpoolctl import threadpool_limits
 
 from gleaner.errors import BadTraining
-from gleaner.model.scores import Scores, r2, scorer_of
+from gleaner.model.manifest import Gaps
+from gleaner.model.scores import Scorer, Scores, r2, scorer_of
 from gleaner.settings.sections import Settings
 from gleaner.table.numbers import Array
 from gleaner.table.schema import Schema
@@ -58,7 +59,8 @@ class _Candidate:
     def __init__(self, name: str, table: Table, settings: Settings) -> None:
         self.name, self.family, self.settings = name, FAMILIES[name], settings
         self.X, self.y = table.X, table.y
-        self.scorer, self.task = scorer_of(settings), _task(settings)
+        self.scorer, self.task = scorer_of(settings), _task(table.schema, settings)
+        self.table, self.schema = table, table.schema
 
     def train(self) -> Iterator[Event]:
         """Yield the candidate's events, from Started to Fitted."""
@@ -133,7 +135,8 @@ class _Candidate:
             training_loss=self.scorer.loss(y, estimator.predict(X)),
             epochs=epoch,
             seconds=time.perf_counter() - began,
-            importances=_importances(estimator, X[sample], y[sample], self.settings.schema_, seed),
+            importances=_importances(estimator, X[sample], y[sample], self.schema, seed),
+            gaps=_gaps(self.table, out_of_fold, self.scorer),
         )
 
 
@@ -155,6 +158,9 @@ def _check(table: Table, settings: Settings) -> None:
     least = max(2 * GRID_FOLDS, 2 * training.folds)
     if len(table.y) < least:
         raise BadTraining(f"{table.path} has {len(table.y)} usable rows; {training.folds} folds need at least {least}")
+    for name, numbers in zip(table.schema.columns, table.X.T, strict=True):
+        if np.isnan(numbers).all():
+            raise BadTraining(f"{table.path} has no value of {name!r} in any usable row; delete its [[features]]")
     for role in (training.champion, training.challenger):
         if role not in {"best", "second", "none", *training.candidates}:
             known = ", ".join(training.candidates)
@@ -179,13 +185,29 @@ def _folds(settings: Settings, repeat: int) -> Any:
     return KFold(settings.training.folds, shuffle=True, random_state=seed)
 
 
-def _task(settings: Settings) -> Task:
+def _task(schema: Schema, settings: Settings) -> Task:
     return Task(
-        monotone=settings.schema_.monotone,
+        monotone=schema.monotone,
         log=settings.scores.loss == "squared_log_error",
         counts=settings.model.min is not None and settings.model.min >= 0,
         seed=settings.training.seed,
+        gaps=schema.gaps,
     )
+
+
+def _gaps(table: Table, predicted: Array, scorer: Scorer) -> Gaps | None:
+    """Return the scores with and without gaps; None if none may be.
+
+    predicted: out of fold, shape (n,).
+    """
+    if not any(feature.allows_gaps for feature in table.schema.features):
+        return None
+    has_gap = table.gaps.any(axis=1)
+    scores = [
+        scorer.scores(table.y[rows], predicted[rows]).named() if np.count_nonzero(rows) > 1 else {}
+        for rows in (has_gap, ~has_gap)
+    ]
+    return Gaps(table.missing, *scores)
 
 
 def _sample(rows: int, seed: int) -> Any:

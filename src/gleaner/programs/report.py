@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import click
@@ -25,7 +24,9 @@ from gleaner.programs.terminal import print_table
 from gleaner.training.events import Chosen, Event, Fitted, Started, Step, Suspect, TableRead
 
 if TYPE_CHECKING:
+    from gleaner.model.scores import Scores
     from gleaner.scoring.score import Progress as Scored
+    from gleaner.settings.sections import Alerts
     from gleaner.table.tables import Table
 
 
@@ -57,12 +58,14 @@ class TrainingReport(_Bar):
     quiet: print the outcome alone, as JSON.
     """
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, alerts: Alerts, *, quiet: bool) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
         super().__init__(*columns, quiet=quiet, total=None)
         self._quiet = quiet
         self._rows: list[tuple[str, ...]] = []
-        self._constant_mae = math.inf
+        self._alerts = alerts
+        self._constant: Scores | None = None
+        self._bounds: list[str] = []
         self._suspects: list[str] = []
 
     def read(self, table: Table) -> None:
@@ -83,7 +86,7 @@ class TrainingReport(_Bar):
     def show(self, event: Event) -> None:
         match event:
             case TableRead(_, constant, steps):
-                self._constant_mae = constant.mae
+                self._constant = constant
                 self._rows.append(("(the median)", *_scores(constant.named()), "", ""))
                 self.update(total=steps)
             case Started(candidate):
@@ -97,8 +100,11 @@ class TrainingReport(_Bar):
                 self._rows.append((event.candidate, *scores, f"{event.training_loss:.3f}", f"{event.seconds:.1f}"))
             case Suspect(line, reason):
                 self._suspects.append(f"  line {line}: {reason}")
-            case Chosen(champion, _) if champion.gaps:
-                for rows, named in (("with", champion.gaps.with_gaps), ("without", champion.gaps.without_gaps)):
+            case Chosen(champion, _):
+                if self._constant:
+                    self._bounds = list(check_bounds(self._alerts, self._constant, champion))
+                gaps = champion.gaps
+                for rows, named in (("with", gaps.with_gaps), ("without", gaps.without_gaps)) if gaps else ():
                     if named:
                         scores = (*_scores(named), "", "")
                         self._rows.append((f"{champion.candidate}, rows {rows} gaps", *scores))
@@ -115,13 +121,41 @@ class TrainingReport(_Bar):
             click.echo("\n".join(self._suspects))
         for alias, about in outcome.items():
             click.echo(f"{alias}: version {about['version']}, {about['candidate']}")
-        if outcome["champion"]["mae"] >= self._constant_mae:
+        if self._constant and outcome["champion"]["mae"] >= self._constant.mae:
             click.echo("the champion is no better than always predicting the median: do not rely on it", err=True)
+        for bound in self._bounds:
+            click.echo(bound, err=True)
         click.echo(f"done in {seconds:.1f} s")
 
     def _say(self, text: str) -> None:
         if not self._quiet:
             click.echo(text)
+
+
+def check_bounds(alerts: Alerts, constant: Scores, champion: Fitted) -> Iterator[str]:
+    """Yield a sentence for each alert whose outcome is already decided.
+
+    constant: the scores of always predicting the median. LowValidationAccuracy sees no bad model if those
+    meet its bound; an alert whose bound the champion misses fires until another model is trained.
+    """
+    least, accuracy = alerts.validation_accuracy, champion.scores.accuracy
+    if constant.accuracy >= least:
+        yield (
+            "LowValidationAccuracy cannot fire: always predicting the median has an accuracy of "
+            f"{constant.accuracy:.3f}, and the bound is {least:g}; raise alerts.validation_accuracy, or make [scores] "
+            "stricter"
+        )
+    elif accuracy < least:
+        yield (
+            f"LowValidationAccuracy will fire: the champion's accuracy is {accuracy:.3f}, and the bound is {least:g}; "
+            "if this model is good enough, lower alerts.validation_accuracy or widen [scores]"
+        )
+    most, loss = alerts.training_loss, champion.training_loss
+    if loss > most:
+        yield (
+            f"HighTrainingLoss will fire: the champion's training loss is {loss:.3g}, and the bound is {most:g}; "
+            "if this model is good enough, raise alerts.training_loss"
+        )
 
 
 class Meter(_Bar):

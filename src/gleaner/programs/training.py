@@ -70,7 +70,7 @@ def run_training(
     began = time.monotonic()
     open_store(settings).check_model(settings.model.name)
     metrics = _expose(settings, own_port, events_fd)
-    report = TrainingReport(quiet=as_json)
+    report = TrainingReport(settings.alerts, quiet=as_json)
     table = _read(settings, source)
     report.read(table)
     # The libraries take seconds to load, so they are loaded after the errors in the file are reported.

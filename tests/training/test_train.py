@@ -13,12 +13,14 @@ from sklearn.tree import DecisionTreeRegressor
 from threadpoolctl import threadpool_limits
 
 from gleaner.errors import BadTraining
+from gleaner.model.scores import Scores
 from gleaner.settings.load import load_settings
 from gleaner.settings.sections import Settings
 from gleaner.table.csv import read_table
 from gleaner.table.tables import Table
 from gleaner.training.candidates import FAMILIES, Forest, Task
 from gleaner.training.events import Chosen, Epoch, Fitted, Step, Suspect, TableRead, Tuned, Validated
+from gleaner.training.suspects import suspects
 from gleaner.training.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,6 +242,28 @@ def test_a_row_a_year_from_the_others_is_a_suspect():
 
 def test_rows_without_dates_are_not_suspects():
     assert [] == of(Suspect, run(table()))
+
+
+def test_where_most_residuals_are_equal_only_far_rows_are_suspects_and_the_worst_comes_first():
+    y = np.zeros(200)
+    y[:66] = np.arange(66) % 7 + 1
+    y[[3, 5]] = 900, 4000
+
+    found = list(suspects(table(y=y), fitted(np.zeros(200)), settings()))
+
+    assert [7, 5] == [suspect.line for suspect in found]
+
+
+def test_a_row_whose_value_reads_like_its_expectation_is_no_suspect():
+    y = np.full(200, 7.0)
+    expected = y.copy()
+    expected[:4] += 0.4
+
+    assert [] == list(suspects(table(y=y), fitted(expected), settings()))
+
+
+def fitted(out_of_fold: np.ndarray) -> Fitted:
+    return Fitted("linear", None, {}, Scores(0.1, 1.0, 0.9, 1.0), out_of_fold, 0.1, 1, 0.1)
 
 
 @pytest.mark.skipif("GLEANER_REAL_ROUTES" not in os.environ, reason="GLEANER_REAL_ROUTES names no file")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 _TELL_SECONDS = 10.0
+_MOST_ROWS = 10
 
 
 class _Bar:
@@ -78,9 +79,9 @@ class TrainingReport(_Bar):
         missing = table.missing
         for name, header in table.taken.items():
             self._say(f"  {name} from {header!r}" + (f", missing in {missing[name]:.1%}" if name in missing else ""))
-        for fault in table.faults[:10]:
+        for fault in table.faults[:_MOST_ROWS]:
             self._say(f"  refused: {fault}")
-        if table.refused > 10:
+        if table.refused > _MOST_ROWS:
             self._say("  ... more of them, up to 100, are in refused_rows.txt of this training's run in MLflow")
 
     def show(self, event: Event) -> None:
@@ -118,7 +119,9 @@ class TrainingReport(_Bar):
         print_table(("candidate", "mae", "r2", "loss", "accuracy", "training loss", "seconds"), self._rows)
         if self._suspects:
             click.echo("rows to check; the training used them:")
-            click.echo("\n".join(self._suspects))
+            click.echo("\n".join(self._suspects[:_MOST_ROWS]))
+            if (more := len(self._suspects) - _MOST_ROWS) > 0:
+                click.echo(f"  ... {more:,} more are in suspect_rows.txt of this training's run in MLflow")
         for alias, about in outcome.items():
             click.echo(f"{alias}: version {about['version']}, {about['candidate']}")
         if self._constant and outcome["champion"]["mae"] >= self._constant.mae:

@@ -174,7 +174,8 @@ def test_the_readmes_list_of_versions_looks_as_shown(trained):
 
     assert header.split() == done[0].split()
     assert [["1", "champion"], ["2", "challenger"]] == [row.split()[:2] for row in rows]
-    assert {len(row.split()) for row in rows} == {len(row.split()) for row in done[1:]}
+    # A version without an alias has one cell less.
+    assert {len(row.split()) for row in rows} <= {len(row.split()) for row in done[1:]}
 
 
 def test_the_first_pages_python_runs_against_a_service(service):

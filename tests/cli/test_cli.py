@@ -36,7 +36,8 @@ def test_without_settings_the_error_names_gleaner_init(tmp_path):
         (b"time_spent,doors_in_route,assessed_value,bags\n", "no usable row"),
         (b"time_spent,doors_in_route,bags\n1,2,3\n", "no column for 'assessed_value'"),
         (b"time_spent,time_spent,doors_in_route,assessed_value,bags\n1,1,2,3,4\n", "stands twice"),
-        ("time_spent\n1\n".encode("utf-16"), "UTF-16"),
+        ("time_spent\n1\n".encode("utf-16"), "no column for 'doors_in_route'"),
+        ("time_spent\n1\n".encode("utf-16-le"), "NUL"),
         (None, "is a folder"),
     ],
 )

@@ -24,7 +24,7 @@ from gleaner.doctor.ports import examine_compose_port, examine_port
 from gleaner.machine.processes import start_of
 from gleaner.model.artifact import write_artifact
 from gleaner.model.histogram import histogram
-from gleaner.model.manifest import FORMAT, Data, Golden, Manifest
+from gleaner.model.manifest import FORMATS, Data, Golden, Manifest
 from gleaner.model.predictor import ENGINE
 from gleaner.model.store import Store
 from gleaner.running.run_file import Entry, RunFile, write_run_file
@@ -110,7 +110,7 @@ def artifact(tmp_path_factory) -> Path:
     fitted = DecisionTreeRegressor().fit(X, 2 * X[:, 0])
     settings = settings_in(tmp_path_factory.mktemp("made"))
     manifest = Manifest(
-        format=FORMAT,
+        format=FORMATS[0],
         model="made",
         created="2023-09-23T00:00:00+00:00",
         candidate="decision_tree",

@@ -245,7 +245,8 @@ def test_a_table_in_utf_16_stays_in_utf_16(score, home):
     (home / "in.csv").write_bytes(f"{HEADER},ä\n30,50,200000,é\n".encode("utf-16"))
 
     assert 0 == score("in.csv", "out.csv").code
-    assert f"{HEADER},ä,prediction\n30,50,200000,é,{NUMBER!r}\n".encode("utf-16") == (home / "out.csv").read_bytes()
+    expected = f"{HEADER},ä,prediction,problem\n30,50,200000,é,{NUMBER!r},\n"
+    assert expected.encode("utf-16") == (home / "out.csv").read_bytes()
 
 
 def test_a_table_in_an_undeclared_encoding_is_refused_with_the_setting(score, home):
@@ -483,7 +484,7 @@ def test_a_table_that_breaks_off_leaves_the_old_files(score, home):
     (home / "out.csv.faults.csv").write_text("before")
     done = score("in.csv", "out.csv")
 
-    assert (1, "error: in.csv, line 50007: is not CSV: unexpected end of data\n") == (
+    assert (1, "error: in.csv, line 50007: is not CSV: a quote opens a cell and is never closed\n") == (
         done.code,
         without_progress(done.err),
     )

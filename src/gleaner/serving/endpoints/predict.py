@@ -31,8 +31,12 @@ _SWITCHES = {
     "partial": "Predict the accepted rows although others are refused, with the reasons; status 207.",
 }
 
+# A parameter of the contract would be one for each format, so this one stands in the text of CSV.
 _COLUMNS = "columns"
-_COLUMNS_TEXT = "For CSV: respond with the prediction only, or with all columns of the request before it."
+_CSV_TEXT = (
+    "A header, with the columns in any order, and rows. With ?columns=all the response has all columns of the request "
+    "before the prediction."
+)
 
 SCHEMAS: Json = {
     "Predictions": closed_object(
@@ -114,7 +118,7 @@ def describe_predict(slot: str, schema: Schema | None, serving: Serving) -> Json
             "examples": {"one row": {"value": example}, "two rows": {"value": [example, example]}},
         },
         CSV: {
-            "schema": {**TEXT, "description": "A header, with the columns in any order, and rows."},
+            "schema": {**TEXT, "description": _CSV_TEXT},
             "example": csv,
         },
         ARROW: {"schema": {**BYTES_SCHEMA, "description": "One column for each feature, under its name."}},
@@ -125,7 +129,6 @@ def describe_predict(slot: str, schema: Schema | None, serving: Serving) -> Json
         **describe_problems(400, 413, 415, 422, 503),
     }
     switches = [_choice(name, text, "false", "true") for name, text in _SWITCHES.items()]
-    switches.append(_choice(_COLUMNS, _COLUMNS_TEXT, "new", "all"))
     summary = f"Predict with the version in slot {slot}"
     operation = describe_post(f"predict_{slot}", summary, "predict", switches, body, responses)
     return {f"/{slot}/predict": {"post": operation}}

@@ -45,7 +45,10 @@ class Text(NamedTuple):
     charset: str = ""
 
 
-def read_csv(body: bytes, schema: Schema, max_rows: int, named: int, text: Text) -> Rows:
+PLAIN = Text()
+
+
+def read_csv(body: bytes, schema: Schema, max_rows: int, named: int, text: Text = PLAIN) -> Rows:
     """Read the rows of a CSV body. Raises BadTable, BadRows, TooLarge, WrongType."""
     with _opened(body, schema, text) as file:
         try:

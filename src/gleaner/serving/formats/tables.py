@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gleaner.errors import NAMED_FAULTS, BadRows, WrongType, wanted
 from gleaner.serving.formats.arrow import read_arrow, write_arrow
-from gleaner.serving.formats.csv import CSV, Text, read_csv, write_csv
+from gleaner.serving.formats.csv import CSV, PLAIN, Text, read_csv, write_csv
 from gleaner.serving.formats.json import JSON, RowReader, write_table
 from gleaner.serving.formats.predictions import Predictions
 from gleaner.table.arrow.format import ARROW
@@ -33,8 +33,6 @@ FORMATS: Mapping[str, Format] = {
     ARROW: Format(lambda body, reader, most, named, _: read_arrow(body, reader.schema, most, named), write_arrow),
 }
 
-_PLAIN = Text()
-
 # The formats of large tables, which are quick to read: they have limits of their own.
 TABLES = frozenset({CSV, ARROW})
 
@@ -43,7 +41,7 @@ MOST_FAULTS = 10_000
 
 
 def read_rows(
-    kind: str, body: bytes, reader: RowReader, *, max_rows: int, partial: bool = False, text: Text = _PLAIN
+    kind: str, body: bytes, reader: RowReader, *, max_rows: int, partial: bool = False, text: Text = PLAIN
 ) -> Rows:
     """Read the rows of a body in one of `FORMATS`.
 

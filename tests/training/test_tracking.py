@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,7 +150,7 @@ def test_a_run_that_cannot_be_marked_as_finished_is_a_warning(caplog):
     assert "s3cret" not in line.detail
 
 
-def test_a_second_training_makes_new_versions_and_moves_the_aliases(project, trained):
+def test_a_second_training_makes_new_versions_and_moves_the_aliases(project, trained, tmp_path):
     first = gleaner("train", "--metrics-port", "0", folder=project)
 
     # This project's registry is empty while its store is not, so one number would mean two models.
@@ -157,17 +158,18 @@ def test_a_second_training_makes_new_versions_and_moves_the_aliases(project, tra
     assert "holds another model than the registry's version 1" in first.stderr
     assert {"champion": 1, "challenger": 2} == Store(project / ".gleaner" / "store").aliases()
 
-    again = gleaner("train", "--metrics-port", "0", "--json", folder=trained)
+    whole = shutil.copytree(trained, tmp_path / "whole")
+    again = gleaner("train", "--metrics-port", "0", "--json", folder=whole)
 
     assert 0 == again.returncode, again.stderr
-    assert {"champion": 3, "challenger": 4} == Store(trained / ".gleaner" / "store").aliases()
+    assert {"champion": 3, "challenger": 4} == Store(whole / ".gleaner" / "store").aliases()
     moved = (
-        gleaner("models", "promote", 1, folder=trained),
-        gleaner("models", "promote", 2, "--alias", "challenger", folder=trained),
+        gleaner("models", "promote", 1, folder=whole),
+        gleaner("models", "promote", 2, "--alias", "challenger", folder=whole),
     )
     assert [0, 0] == [done.returncode for done in moved]
-    assert {"champion": 1, "challenger": 2} == Store(trained / ".gleaner" / "store").aliases()
-    uri = f"sqlite:///{trained / '.gleaner' / 'mlflow.db'}"
+    assert {"champion": 1, "challenger": 2} == Store(whole / ".gleaner" / "store").aliases()
+    uri = f"sqlite:///{whole / '.gleaner' / 'mlflow.db'}"
     assert 1 == int(mlflow.MlflowClient(uri, uri).get_model_version_by_alias("made", "champion").version)
 
 

@@ -126,6 +126,25 @@ def test_a_european_table_is_drafted_in_its_own_notation(tmp_path):
     assert 0 == table.refused
 
 
+def test_a_column_with_a_currency_sign_is_read_as_other_columns_settle_it(tmp_path):
+    rows = [[f"{20 + i},5", f"{100 + i * i % 37}.{i:03} €"] for i in range(30)]
+    path = tmp_path / "house.csv"
+    path.write_text("\n".join(map(";".join, [["area", "price"], *rows])), encoding="utf-8")
+
+    table = train_on(load(path, "price"))
+
+    assert [(100 + i * i % 37) * 1000 + i for i in range(30)] == table.y.tolist()
+
+
+def test_a_target_that_the_file_leaves_open_is_refused_with_the_way_to_answer(tmp_path):
+    path = write(
+        tmp_path / "open.csv", ["rooms", "price"], *([str(1 + i % 5), f"{100 + i}.{i:03} €"] for i in range(30))
+    )
+
+    with pytest.raises(BadTable, match=r"decide, and add .*`gleaner init --interactive` asks"):
+        draft_settings(path, "price")
+
+
 def test_a_column_that_reads_otherwise_than_the_others_is_left_to_a_person(tmp_path):
     path = tmp_path / "haus.csv"
     path.write_text(EUROPE, encoding="utf-8")

@@ -58,7 +58,7 @@ def init(data: Path, target: str | None, interactive: bool) -> None:
 
 
 def _encoding(data: Path) -> str:
-    """Return the likely encoding of a file that is not UTF-8; else "".
+    """Return the likely encoding, "" for UTF-8.
 
     Raises BadTable.
     """

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gleaner.drafting.kinds import Ask, Decision, decide, decide_target, settle_notation
+from gleaner.drafting.kinds import Ask, Decision, decide, decide_target, settle_notation, settled_decimal
 from gleaner.drafting.leaks import find_leaks
 from gleaner.drafting.profile import Profile, profile_columns
 from gleaner.drafting.scores import draft_scores
@@ -62,6 +62,10 @@ def draft_settings(path: Path, target: str, ask: Ask = no_answer, *, encoding: s
         profiles = profile_columns(file.header, (cells for _, cells in file.rows()))
     if not profiles[at].rows:
         raise BadTable(path, "has a header and no rows below it")
+    signs = {sign for profile in profiles if (sign := settled_decimal(profile))}
+    if len(signs) == 1:
+        (sign,) = signs
+        profiles = [replace(profile, decimal=sign) for profile in profiles]
     aim = _decide_target(path, profiles[at], ask, encoding)
     decisions = _decide(profiles, at, aim.name, ask)
     _check_features(path, decisions)
@@ -85,7 +89,7 @@ def _decide_target(path: Path, profile: Profile, ask: Ask, encoding: str) -> Fea
     if feature is not None:
         return feature
     if why:
-        raise BadTable(path, f"the target {profile.header!r}: {why}")
+        raise BadTable(path, f"the target {profile.header!r}: {why}; `gleaner init --interactive` asks")
     raise _refusal(path, profile, encoding)
 
 
@@ -238,7 +242,7 @@ def _toml(value: Any) -> str:
 
 
 def slug(name: str) -> str:
-    """Return a header as a name: letters of any script, digits and `_`."""
+    """Return a header as a name of letters, digits and `_`."""
     return re.sub(r"[\W_]+", "_", plain_text(name).lower()).strip("_") or "column"
 
 

@@ -169,6 +169,7 @@ def _numbers(profile: Profile, bare: Feature, ask: Ask) -> _Numbers | Found | No
     if most * 2 <= total:
         return None
     best = [one for one in tried if one[1] == most]
+    best = [one for one in best if one[0].decimal == profile.decimal] or best if signs else best
     chosen = best[0]
     if plain[1] < most or signs:
         others = [one for one in best[1:] if one[2] != chosen[2]]
@@ -191,6 +192,15 @@ def _numbers(profile: Profile, bare: Feature, ask: Ask) -> _Numbers | Found | No
         word = next(cell for cell in values if cell not in numbers)
         why += f"; {left:,} {'cell is' if left == 1 else 'cells are'} no number, such as {show(word)}: see `map`"
     return _Numbers(replace(bare, type="int" if is_whole else "float", **keys), why, numbers)
+
+
+def settled_decimal(profile: Profile) -> str:
+    """Return the one decimal sign that reads a column, else ""."""
+    values = profile.values
+    tried = [(notation, _read(values, replace(notation, strip=_signs(values)))[0]) for notation in _NOTATIONS]
+    most = max(rows for _, rows in tried)
+    found = {notation.decimal for notation, rows in tried if rows == most}
+    return found.pop() if len(found) == 1 and most * 2 > sum(values.values()) else ""
 
 
 def settle_notation(decision: Decision, profile: Profile, common: Notation, ask: Ask) -> Decision:

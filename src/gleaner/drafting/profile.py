@@ -24,6 +24,7 @@ class Profile:
     empty: the number of empty cells.
     cells: the number of rows of each different cell.
     more: the number of rows with further cells, once 20,000 different ones are known.
+    decimal: the decimal sign that the file's other columns settle, "" if they do not.
     """
 
     header: str
@@ -32,6 +33,7 @@ class Profile:
     empty: int = 0
     cells: Counter[str] = field(default_factory=Counter)
     more: int = 0
+    decimal: str = ""
 
     def add(self, cell: str) -> None:
         """Count one cell."""

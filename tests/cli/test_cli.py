@@ -54,6 +54,21 @@ def test_a_file_that_cannot_be_used_gets_one_line_and_exit_1(tmp_path, content, 
     assert not (tmp_path / ".gleaner").exists()
 
 
+@pytest.mark.parametrize(("cause", "code"), [("KeyboardInterrupt()", 130), ("ValueError()", 1)])
+def test_ctrl_c_while_an_extension_loads_interrupts_and_another_failure_is_shown(tmp_path, cause, code):
+    (tmp_path / "gleaner.toml").write_text(SETTINGS)
+    write_made_table(tmp_path / "made.csv")
+    # As an interrupted extension of pybind11 ends.
+    (tmp_path / "libraries").mkdir()
+    (tmp_path / "libraries" / "sklearn.py").write_text(f'raise ImportError("initialization failed") from {cause}\n')
+
+    done = gleaner("train", "--metrics-port", 0, folder=tmp_path, PYTHONPATH=str(tmp_path / "libraries"))
+
+    assert code == done.returncode
+    assert (done.stderr == "interrupted\n") == (code == 130)
+    assert ("initialization failed" in done.stderr) == (code == 1)
+
+
 def test_training_counts_and_shows_refused_rows(tmp_path):
     (tmp_path / "gleaner.toml").write_text(SETTINGS)
     write_made_table(tmp_path / "made.csv")

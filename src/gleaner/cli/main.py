@@ -91,6 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
+    except ImportError as e:
+        # A C extension that Ctrl-C interrupts while it loads raises an ImportError.
+        if not isinstance(e.__cause__, KeyboardInterrupt):
+            raise
+        click.echo("interrupted", err=True)
+        sys.exit(130)
     except GleanerError as e:
         click.secho("error: ", fg="red", nl=False, err=True)
         click.echo(redact(str(e)), err=True)

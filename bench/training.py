@@ -56,8 +56,7 @@ def bare(table: Table, settings: Settings) -> float:
     with threadpool_limits(threads, user_api="openmp"):
         for name in settings.training.candidates:
             estimator = FAMILIES[name].make(task, {}, X)
-            if FAMILIES[name].grid:
-                grid = {key: list(values) for key, values in FAMILIES[name].grid.items()}
+            if grid := {key: list(values) for key, values in FAMILIES[name].grid(task).items()}:
                 search = GridSearchCV(estimator, grid, cv=3, scoring="r2", refit=False).fit(X, y)
                 estimator = clone(estimator).set_params(**search.best_params_)
             for repeat in range(settings.training.repeats):

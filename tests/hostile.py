@@ -15,7 +15,8 @@ import numpy as np
 import onnxruntime
 
 from gleaner.model.manifest import MANIFEST, MODEL
-from gleaner.training.export import Graph, TreeArrays, add_trees
+from gleaner.training.onnx_graph import Graph
+from gleaner.training.onnx_trees import TreeArrays, add_trees
 
 GOLDEN = [[30.0, 50.0, 200_000.0], [60.0, 90.0, 300_000.0], [90.0, 10.0, 100_000.0]]
 HUGE = 900 << 20

@@ -30,7 +30,9 @@ from gleaner.table.numbers import Array
 from gleaner.table.tables import Table
 from gleaner.training.candidates import FAMILIES, Task
 from gleaner.training.events import Fitted
-from gleaner.training.export import Graph, TreeArrays, add_trees, export
+from gleaner.training.export import export
+from gleaner.training.onnx_graph import Graph
+from gleaner.training.onnx_trees import TreeArrays, add_trees
 from gleaner.training.packing import pack
 
 __all__ = ["CANDIDATES", "NUMBER", "ROUTE", "ROW"]

@@ -15,7 +15,8 @@ from hostile import finish, weigh
 from gleaner.errors import BadArtifact
 from gleaner.model.forest import ATTRIBUTES
 from gleaner.model.operators import MOST_NUMBERS, OPERATORS, check_operators, measure
-from gleaner.training.export import Graph, export
+from gleaner.training.export import export
+from gleaner.training.onnx_graph import Graph
 
 ROWS = made.questions(8)
 

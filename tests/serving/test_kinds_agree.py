@@ -36,6 +36,9 @@ FEATURES = (
     Feature(name="yes", type="bool", missing="allow"),
     Feature(name="fuel", type="category", values=("petrol", "diesel", "säcke"), fold=True, unknown="other"),
     Feature(name="zip", type="category", values=("10115", "01069"), missing="allow"),
+    Feature(
+        name="street", type="category", values=tuple(f"s{i}" for i in range(300)), missing="allow", unknown="other"
+    ),
     Feature(name="day", type="date", parts=("weekday", "month", "days_since"), missing="allow"),
     Feature(name="when", type="datetime", parts=("hour", "days_since"), timezone="Europe/Berlin"),
 )
@@ -49,6 +52,7 @@ RIGHT: Mapping[str, Sequence[Any]] = {
     "yes": (None, True, False),
     "fuel": ("petrol", " DIESEL", "Sa\u0308cke", "gas", "=1+1"),
     "zip": (None, "10115", "01069", ""),
+    "street": (None, "s0", "s299", " s7 ", "s300"),
     "day": (None, "2024-01-31", "1969-12-31", "2024-02-29"),
     "when": ("2024-01-31T13:30:00", "2024-07-01T00:00:00.25", "2024-10-27T02:30:00+02:00", "1950-01-01"),
 }
@@ -58,6 +62,7 @@ WRONG: Mapping[str, Sequence[Any]] = {
     "yes": ("perhaps",),
     "fuel": (None, ""),
     "zip": ("1069", "north"),
+    "street": (),
     "day": ("2024-02-30", "31.01.2024"),
     "when": (None, "noon"),
 }

@@ -260,7 +260,11 @@ def test_words_are_learned_from_the_file_and_rare_ones_joined(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "keys", "reason"),
     [
-        ("".join(f"w{i},1\n" for i in range(300)), {}, "300 different words, such as 'w0', 'w1', 'w10' and 297 more"),
+        (
+            "".join(f"w{i},1\n" for i in range(5_001)),
+            {},
+            "5,001 different words, such as 'w0', 'w1', 'w10' and 4,998 more",
+        ),
         ("a,1\n", {"min_count": 2, "unknown": "other"}, "no word has 2 rows: lower `min_count`"),
         (",1\n", {"missing": "allow"}, "every cell is empty"),
         ("(other),1\n", {}, "the word '(other)' is taken"),

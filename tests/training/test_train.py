@@ -150,7 +150,7 @@ def test_boosting_keeps_to_the_declared_direction(all_five):
 )
 def test_the_grid_chooses_what_scikit_learns_search_chooses(name, estimator):
     made = table(120, seed=3)
-    grid = {parameter: list(values) for parameter, values in FAMILIES[name].grid.items()}
+    grid = {parameter: list(values) for parameter, values in FAMILIES[name].grid(TASK).items()}
     search = GridSearchCV(estimator, grid, cv=3, scoring="r2").fit(made.X, made.y)
 
     tuned = of(Tuned, run(made, candidates=[name], challenger="none"))

@@ -40,9 +40,10 @@ def draft_scores(table: Table, *, log: bool) -> list[str]:
 
 def _out_of_fold(table: Table, X: Array, y: Array, *, log: bool) -> tuple[Array, Array]:
     """Return (a first model's predictions, the median's), both (n,)."""
-    task = Task(monotone=table.schema.monotone, log=log, counts=bool(y.min() >= 0), seed=0)
+    schema = table.schema
+    task = Task(monotone=schema.monotone, log=log, counts=bool(y.min() >= 0), seed=0, categories=schema.categories)
     family = FAMILIES["gradient_boosting"]
-    parameters = {name: values[0] for name, values in family.grid.items()}
+    parameters = {name: values[0] for name, values in family.grid(task).items()}
     predicted, median = np.empty(len(y)), np.empty(len(y))
     for fold in range(_FOLDS):
         test = np.arange(len(y)) % _FOLDS == fold

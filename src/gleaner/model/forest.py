@@ -8,8 +8,9 @@ import numpy as np
 
 from gleaner.model.graph import Numbers
 
-# Of ai.onnx.ml's TreeEnsemble: x <= threshold, and the mean or the sum of all trees.
-_AT_MOST, _AGGREGATES = 0, (0, 1)
+# Of ai.onnx.ml's TreeEnsemble: x <= threshold, x is one of a set, and the mean or the sum of all trees.
+AT_MOST, MEMBER = 0, 6
+_AGGREGATES = (0, 1)
 
 _PER_SPLIT = (
     "nodes_modes", "nodes_featureids", "nodes_splits", "nodes_truenodeids", "nodes_trueleafs", "nodes_falsenodeids",
@@ -21,8 +22,12 @@ ATTRIBUTES = frozenset((*_PER_SPLIT, *_PER_LEAF, *_OTHERS))
 """The attributes that every export writes; one that is missing is refused."""
 
 GAPS = "nodes_missing_value_tracks_true"
-ALLOWED = ATTRIBUTES | {GAPS}
-"""These, and the side of a missing value: 1 for that of a passed comparison. Without it, none passes."""
+MEMBERS = "membership_values"
+ALLOWED = ATTRIBUTES | {GAPS, MEMBERS}
+"""These, the side of a missing value, and the sets of words' positions.
+
+The side is 1 for that of a passed comparison; without it, no missing value passes. Each set ends with NaN.
+"""
 
 
 def check_trees(attributes: Mapping[str, int | Numbers], width: int) -> None:
@@ -44,8 +49,9 @@ def check_trees(attributes: Mapping[str, int | Numbers], width: int) -> None:
     for names, count in ((_PER_SPLIT + gaps, splits), (_PER_LEAF, leaves)):
         if any(len(arrays[name]) != count for name in names):
             raise ValueError("the trees' lists differ in their lengths")
-    if arrays["nodes_modes"].any() or arrays["leaf_targetids"].any():
-        raise ValueError("the trees compare otherwise than by <=, or have another target")
+    if arrays["leaf_targetids"].any():
+        raise ValueError("the trees have another target")
+    _check_modes(arrays["nodes_modes"], arrays.get(MEMBERS, np.empty(0)))
     if not all(_are_places(arrays[name], 2) for name in gaps):
         raise ValueError("the trees send a missing value neither way")
     if not _are_places(arrays["nodes_featureids"], width) or not _are_places(roots, splits) or not splits:
@@ -62,6 +68,18 @@ def check_trees(attributes: Mapping[str, int | Numbers], width: int) -> None:
         reached += np.bincount(children[to_leaf == 0], minlength=splits)
     if not (reached == 1).all():
         raise ValueError("the trees reach a split on several paths, or on none")
+
+
+def _check_modes(modes: Numbers, members: Numbers) -> None:
+    """Check that splits compare by <=, or with sets of their own."""
+    if not np.isin(modes, (AT_MOST, MEMBER)).all():
+        raise ValueError("the trees compare otherwise than by <= or with a set")
+    ends = np.flatnonzero(np.isnan(members))
+    sizes = np.diff(ends, prepend=-1) - 1
+    if len(ends) != np.count_nonzero(modes == MEMBER) or len(members) != len(ends) + sizes.sum() or not sizes.all():
+        raise ValueError("the trees have more or fewer sets than splits that need one, or an empty one")
+    if np.isinf(members).any():
+        raise ValueError("the trees have a set with a member that is not finite")
 
 
 def _are_places(numbers: Numbers, count: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from gleaner.model.forest import GAPS, check_trees
+from gleaner.model.forest import GAPS, MEMBERS, check_trees
 from gleaner.model.graph import read_graph
 from gleaner.table.numbers import LARGEST
 
@@ -36,7 +36,7 @@ def read_tree(model: bytes) -> Node | None:
         attributes = node.attributes()
         check_trees(attributes, graph.input.width)
         lists = {name: value.tolist() for name, value in attributes.items() if not isinstance(value, int)}
-        if lists["tree_roots"] != [0] or len(lists["nodes_splits"]) > _MOST_SPLITS:
+        if lists["tree_roots"] != [0] or len(lists["nodes_splits"]) > _MOST_SPLITS or MEMBERS in lists:
             return None
         columns, thresholds, low, high, low_is_leaf, high_is_leaf = (
             lists[f"nodes_{name}"]

@@ -25,17 +25,26 @@ class OtherWords:
         None stands for a version without such a category.
         """
         places = {name: at for at, name in enumerate(schema.columns)}
-        others = [f.name for f in schema.features if f.type == "category" and f.unknown == "other"]
-        columns = [(places[f"{name}={OTHER}"], self._counter.labels(slot, name)) for name in others]
+        columns = []
+        for feature in schema.features:
+            if feature.type == "category" and feature.unknown == "other":
+                counter = self._counter.labels(slot, feature.name)
+                if feature.is_coded:
+                    columns.append((places[feature.name], float(len(feature.words)), counter))
+                else:
+                    columns.append((places[f"{feature.name}={OTHER}"], 1.0, counter))
         return SlotWords(columns) if columns else None
 
 
 class SlotWords:
-    """The counts of one slot."""
+    """The counts of one slot.
+
+    columns: (the column, its number for another word, the counter) of each category.
+    """
 
     __slots__ = ("_columns",)
 
-    def __init__(self, columns: Sequence[tuple[int, Counter]]) -> None:
+    def __init__(self, columns: Sequence[tuple[int, float, Counter]]) -> None:
         self._columns = columns
 
     def count(self, rows: tuple[Sequence[float]] | Array) -> None:
@@ -43,7 +52,7 @@ class SlotWords:
 
         rows: shape (n, k), or one row in a tuple.
         """
-        for at, counter in self._columns:
-            found = float(np.count_nonzero(rows[:, at])) if isinstance(rows, np.ndarray) else rows[0][at]
-            if found:
-                counter.inc(found)
+        for at, other, counter in self._columns:
+            words = rows[:, at] if isinstance(rows, np.ndarray) else rows[0][at]
+            if found := np.count_nonzero(words == other):
+                counter.inc(float(found))

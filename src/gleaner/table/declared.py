@@ -9,7 +9,7 @@ from typing import Any, Literal
 from gleaner.table.dates import part_names
 from gleaner.table.notation import Notation
 from gleaner.table.numbers import LARGEST
-from gleaner.table.words import MISSING, NO, OTHER, YES, Gaps, gaps_of, name_words
+from gleaner.table.words import MISSING, MOST_COLUMNS, NO, OTHER, YES, Gaps, gaps_of, name_words
 
 Json = dict[str, Any]
 
@@ -102,9 +102,19 @@ class Declared:
         return self.fold or self.type == "bool"
 
     @property
+    def places(self) -> int:
+        """The number of a category's words, with `(other)` and `(missing)`."""
+        return len(self.words) + (self.unknown == "other") + self.allows_gaps
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether a category has too many words for a column each."""
+        return len(self.words) > MOST_COLUMNS
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The matrix columns: the feature, one per part, or one per word."""
-        if self.type == "category":
+        if self.type == "category" and not self.is_coded:
             more = [OTHER] * (self.unknown == "other") + [MISSING] * self.allows_gaps
             return tuple(f"{self.name}={word}" for word in (*self.words, *more))
         return tuple(f"{self.name}.{part}" for part in part_names(self.parts)) if self.is_date else (self.name,)

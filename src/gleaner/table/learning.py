@@ -12,8 +12,8 @@ from gleaner.table.feature import Feature
 from gleaner.table.schema import Schema
 from gleaner.table.words import MISSING, OTHER, name_words, plain_text, plain_word
 
-# Each word is a column of the matrix, and stands in the manifest.
-MOST_WORDS = 255
+# Each word stands in the manifest and in the contract.
+MOST_WORDS = 5_000
 _MOST_COUNTED = 100_000
 
 
@@ -65,5 +65,5 @@ class Learner:
             often = sorted(counts.values(), reverse=True)[MOST_WORDS] + 1
             fix = f'set `unknown = "other"` and `min_count = {often}`, and rarer words become one'
             got = f"{len(words):,} different words, such as {name_words(words, 3)}"
-            raise BadTable(self._path, f"{feature.name!r}: wanted at most {MOST_WORDS} words, got {got}; {fix}")
+            raise BadTable(self._path, f"{feature.name!r}: wanted at most {MOST_WORDS:,} words, got {got}; {fix}")
         return tuple(spelled[word] for word in words)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,19 @@ from gleaner.table.numbers import Array
 
 # Only the first unknown names of a body get a suggestion: among sixty features with long names one takes 6 ms.
 SUGGESTIONS = 5
+
+
+class Category(NamedTuple):
+    """A category in the matrix.
+
+    first: its first column.
+    words: the number of its words, with those for other and missing ones.
+    is_coded: whether its only column holds the position of the word; else each word has a 0/1 column.
+    """
+
+    first: int
+    words: int
+    is_coded: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +61,16 @@ class Schema:
     def gaps(self) -> tuple[bool, ...]:
         """Whether each matrix column may be NaN.
 
-        The 0/1 columns of a category never are: it has one for missing values.
+        Those of a category never are: a missing value is one of its words.
         """
         return tuple(f.allows_gaps and f.type != "category" for f in self.features for _ in f.columns)
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """The categories in the order of their columns."""
+        firsts = itertools.accumulate((len(feature.columns) for feature in self.features), initial=0)
+        pairs = zip(self.features, firsts, strict=False)
+        return tuple(Category(first, f.places, f.is_coded) for f, first in pairs if f.type == "category")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -58,7 +79,7 @@ class Schema:
     def matrix(self, rows: Sequence[Sequence[float]] | Array) -> Array:
         """Return the matrix, shape (n, k), of n rows of accepted numbers.
 
-        rows: one number per feature; a category becomes 0/1 columns, and a date one column per part.
+        rows: one number per feature; a category becomes 0/1 columns or one of positions, and a date one per part.
         """
         accepted = np.asarray(rows, dtype=np.float64).reshape(len(rows), len(self.features))
         if all(feature.is_number or feature.type == "bool" for feature in self.features):
@@ -71,12 +92,13 @@ class Schema:
         columns: list[float] = []
         for feature, number in zip(self.features, numbers, strict=True):
             if feature.type == "category":
-                ones = [0.0] * len(feature.columns)
-                if number == number:
-                    ones[int(number)] = 1.0
+                place = int(number) if number == number else feature.places - 1
+                if feature.is_coded:
+                    columns.append(float(place))
                 else:
-                    ones[-1] = 1.0
-                columns += ones
+                    ones = [0.0] * feature.places
+                    ones[place] = 1.0
+                    columns += ones
             elif feature.is_date:
                 columns += part_row(number, feature.parts)
             else:
@@ -128,10 +150,9 @@ class Schema:
 def _block(feature: Feature, numbers: Array) -> Array:
     """Return the matrix columns of one feature's numbers, shape (n, c)."""
     if feature.type == "category":
-        # Missing values are in the last column.
-        places = np.where(np.isnan(numbers), len(feature.columns) - 1, numbers)
-        ones: Array = (places[:, None] == np.arange(len(feature.columns))).astype(np.float64)
-        return ones
+        # A missing value is the last word.
+        places: Array = np.where(np.isnan(numbers), feature.places - 1, numbers)[:, None]
+        return places if feature.is_coded else (places == np.arange(feature.places)).astype(np.float64)
     return part_columns(numbers, feature.parts) if feature.is_date else numbers[:, None]
 
 

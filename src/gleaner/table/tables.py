@@ -74,10 +74,10 @@ class Table:
         """Whether each row lacks each feature, shape (n, number of features)."""
         widths = [len(feature.columns) for feature in self.schema.features]
         last = self.X[:, np.cumsum(widths) - 1]
-        # A category that allows gaps has a last column of ones and zeros for them.
-        is_word = np.array([feature.type == "category" for feature in self.schema.features])
+        # A missing value is the last word of a category that allows gaps.
+        words = [f.places - 1 if f.is_coded else 1 if f.type == "category" else np.nan for f in self.schema.features]
         allowed = np.array([feature.allows_gaps for feature in self.schema.features])
-        found: NDArray[np.bool_] = np.where(is_word, last == 1, np.isnan(last)) & allowed
+        found: NDArray[np.bool_] = (np.isnan(last) | (last == words)) & allowed
         return found
 
     @property

@@ -15,6 +15,9 @@ NO = ("false", "no", "n", "0")
 # Columns for words that `values` does not list, and for no word at all.
 OTHER, MISSING = "(other)", "(missing)"
 
+# A category of more words is one column of the matrix, which holds the position of the word.
+MOST_COLUMNS = 255
+
 
 class Gaps(NamedTuple):
     """The entries that stand for a missing value: numbers and words."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import LinearRegression, PoissonRegressor, Ridge
@@ -21,22 +21,24 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, SplineTransformer, StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
-from gleaner.model.manifest import INPUT, OUTPUT
+from gleaner.model.manifest import INPUT
 from gleaner.training.gaps import read_filling
+from gleaner.training.onnx_graph import Graph
+from gleaner.training.onnx_trees import MEAN, add_trees, boosted, both_ways, grown, lookup, turned
+from gleaner.training.words import WordMeans, WordPlaces, others_of
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
-MEAN, SUM = 0, 1  # ai.onnx.ml's aggregate functions
 SUPPORTED = (
     "Pipeline(StandardScaler, LinearRegression); "
     "DecisionTreeRegressor; RandomForestRegressor; "
-    "HistGradientBoostingRegressor of squared_error or absolute_error, without categories; "
-    "TransformedTargetRegressor of such a HistGradientBoostingRegressor, with func=np.log1p and inverse_func=np.expm1; "
+    "HistGradientBoostingRegressor of squared_error or absolute_error, its categories behind a step WordPlaces; "
+    "TransformedTargetRegressor of such an estimator, with func=np.log1p and inverse_func=np.expm1; "
     "Pipeline(ColumnTransformer, PoissonRegressor | Ridge | LinearRegression), each column through one transformer, "
     "a SplineTransformer of constant or linear extrapolation or 'passthrough'; "
-    "such a Pipeline behind the step of gleaner.training.gaps"
+    "such a Pipeline behind the step of gleaner.training.gaps; "
+    "each of these behind a step WordMeans"
 )
 
 
@@ -57,10 +59,13 @@ def export(
     if (fitted := getattr(estimator, "n_features_in_", columns)) != columns:
         raise ValueError(f"the estimator was fitted on {fitted} columns; the table has {columns}")
     graph, rows = Graph(), INPUT
+    match estimator:
+        case Pipeline(steps=[(_, WordMeans() as means), (_, estimator)]):
+            rows = _with_means(graph, means, columns)
     gappy = np.flatnonzero(gaps)
     match estimator:
         case Pipeline(steps=[(_, fill), _, _]) if len(gappy):
-            rows, estimator = _filled(graph, estimator, fill), Pipeline(estimator.steps[1:])
+            rows, estimator = _filled(graph, rows, estimator, fill), Pipeline(estimator.steps[1:])
     match estimator:
         case Pipeline(steps=[(_, StandardScaler() as scaler), (_, LinearRegression() as linear)]):
             prediction = _scaled_linear(graph, rows, scaler, linear)
@@ -69,70 +74,73 @@ def export(
         case Pipeline(steps=[(_, ColumnTransformer() as split), (_, PoissonRegressor() as linear)]):
             prediction = graph.add("Exp", "expected", _splines(graph, rows, split, linear))
         case DecisionTreeRegressor():
-            tree = _grown(estimator.tree_, gappy)
+            tree = grown(estimator.tree_, gappy)
             if floor is not None:
                 tree, floor = tree._replace(value=np.maximum(tree.value, floor)), None
-            prediction = add_trees(graph, INPUT, [tree])
+            prediction = add_trees(graph, rows, [tree])
         case RandomForestRegressor():
-            grown = [_grown(member.tree_, gappy) for member in estimator.estimators_]
-            if floor is not None and floor <= 0 <= min(tree.value.min() for tree in grown):
+            trees = [grown(member.tree_, gappy) for member in estimator.estimators_]
+            if floor is not None and floor <= 0 <= min(tree.value.min() for tree in trees):
                 floor = None  # the mean of values that are not negative is not negative
             reached = [member.tree_.n_node_samples for member in estimator.estimators_]
-            turned = [_turned(tree, its_rows, columns) for tree, its_rows in zip(grown, reached, strict=True)]
-            prediction = add_trees(graph, _both_ways(graph, columns), turned, aggregate=MEAN)
-        case HistGradientBoostingRegressor():
-            prediction = add_trees(graph, INPUT, _boosted(estimator, gappy))
-        case TransformedTargetRegressor(
-            func=np.log1p, inverse_func=np.expm1, regressor_=HistGradientBoostingRegressor() as boosting
-        ):
-            prediction = _expm1(graph, add_trees(graph, INPUT, _boosted(boosting, gappy)))
+            trees = [turned(tree, its_rows, columns) for tree, its_rows in zip(trees, reached, strict=True)]
+            prediction = add_trees(graph, both_ways(graph, rows, columns), trees, aggregate=MEAN)
+        case TransformedTargetRegressor(func=np.log1p, inverse_func=np.expm1, regressor_=boosting):
+            prediction = _expm1(graph, _boosting(graph, rows, boosting, columns, gappy))
         case _:
-            raise _unsupported(estimator)
+            prediction = _boosting(graph, rows, estimator, columns, gappy)
     if floor is not None:
         graph.add("Max", "floored", prediction, graph.constant("floor", float(floor)))
     return graph.as_model(columns)
-
-
-class Graph:
-    """An ONNX graph under construction.
-
-    Operators run in the order of the calls, and the last makes the prediction. Each call returns the new name.
-    """
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def constant(self, name: str, values: npt.ArrayLike) -> str:
-        self.constants.append(numpy_helper.from_array(np.asarray(values), name))
-        return name
-
-    def add(self, operator: str, name: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(operator, inputs, [name], name=name, domain=domain, **attributes))
-        return name
-
-    def as_model(self, columns: int) -> onnx.ModelProto:
-        self.nodes[-1].output[0] = OUTPUT
-        rows = helper.make_tensor_value_info(INPUT, TensorProto.DOUBLE, ["n", columns])
-        prediction = helper.make_tensor_value_info(OUTPUT, TensorProto.DOUBLE, ["n", 1])
-        graph = helper.make_graph(self.nodes, "gleaner", [rows], [prediction], self.constants)
-        opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 5)]
-        model = helper.make_model(graph, producer_name="gleaner", ir_version=9, opset_imports=opsets)
-        onnx.checker.check_model(model)
-        return model
 
 
 def _unsupported(estimator: object) -> TypeError:
     return TypeError(f"cannot export {' '.join(repr(estimator).split())}; supported are: {SUPPORTED}")
 
 
-def _filled(graph: Graph, estimator: object, fill: object) -> str:
+def _boosting(graph: Graph, rows: str, estimator: object, columns: int, gappy: Ints) -> str:
+    """Write the sum of a boosting's trees."""
+    words: list[int] = []
+    match estimator:
+        case Pipeline(steps=[(_, WordPlaces(categories=categories) as places), (_, estimator)]):
+            rows, words = _with_places(graph, rows, places, columns), [category.words for category in categories]
+            others = others_of(categories, columns)
+            gappy = len(words) + np.flatnonzero(np.isin(others, gappy))
+    if not isinstance(estimator, HistGradientBoostingRegressor):
+        raise _unsupported(estimator)
+    try:
+        return add_trees(graph, rows, boosted(estimator, gappy, words))
+    except ValueError as e:
+        raise _unsupported(estimator) from e
+
+
+def _with_means(graph: Graph, means: WordMeans, columns: int) -> str:
+    """Write the rows with mean targets in place of words' positions."""
+    joined, order = INPUT, list(range(columns))
+    for i, (column, values) in enumerate(zip(means.columns, means.means, strict=True)):
+        found = add_trees(graph, INPUT, [lookup(column, values)], name=f"means_{i}")
+        joined = graph.add("Concat", f"with_means_{i}", joined, found, axis=1)
+        order[column] = columns + i
+    return graph.add("Gather", "means", joined, graph.constant("means_columns", order), axis=1)
+
+
+def _with_places(graph: Graph, rows: str, places: WordPlaces, columns: int) -> str:
+    """Write the positions of words, and the other columns behind them."""
+    ones = graph.add("Gather", "word_columns", rows, graph.constant("words", places.ones), axis=1)
+    found = graph.add("Gemm", "places", ones, graph.constant("word_weights", places.weights))  # whole numbers: exact
+    if not (others := others_of(places.categories, columns)):
+        return found
+    rest = graph.add("Gather", "other_columns", rows, graph.constant("others", others), axis=1)
+    return graph.add("Concat", "places_and_others", found, rest, axis=1)
+
+
+def _filled(graph: Graph, rows: str, estimator: object, fill: object) -> str:
     """Write the rows with filled gaps, and the columns that mark them."""
     filling = read_filling(fill)
     if filling is None:
         raise _unsupported(estimator)
-    gap = graph.add("IsNaN", "gap", INPUT)
-    filled = graph.add("Where", "filled", gap, graph.constant("medians", filling.medians), INPUT)
+    gap = graph.add("IsNaN", "gap", rows)
+    filled = graph.add("Where", "filled", gap, graph.constant("medians", filling.medians), rows)
     ones = graph.add("Cast", "gaps_as_ones", gap, to=TensorProto.DOUBLE)
     marks = graph.add("Gather", "gaps", ones, graph.constant("gap_columns", filling.marked), axis=1)
     return graph.add("Concat", "filled_and_gaps", filled, marks, axis=1)
@@ -152,142 +160,6 @@ def _scaled_linear(graph: Graph, rows: str, scaler: Any, linear: Any) -> str:
     intercept = math.fsum([np.asarray(linear.intercept_).item(), *(-means * weights)])
     folded = graph.constant("weights", weights[:, None]), graph.constant("intercept", [intercept])
     return graph.add("Gemm", "linear", rows, *folded)
-
-
-class TreeArrays(NamedTuple):
-    """Arrays over a tree's nodes, each of shape (nodes,), the root first.
-
-    Rows with x[feature] <= threshold go left. A leaf has left = -1.
-    gap_left: whether a gap goes left; None if all go right.
-    """
-
-    left: Ints
-    right: Ints
-    feature: Ints
-    threshold: Floats
-    value: Floats
-    gap_left: Bools | None = None
-
-
-def _grown(tree: Any, gappy: Ints) -> TreeArrays:
-    """Return the arrays of one of scikit-learn's fitted trees.
-
-    gappy: the columns that allow gaps.
-    """
-    value = tree.value.reshape(tree.node_count)  # refuses more than one output
-    gap_left = tree.missing_go_to_left.astype(np.bool_) & np.isin(tree.feature, gappy) if len(gappy) else None
-    threshold = _for_doubles(tree.threshold)
-    return TreeArrays(tree.children_left, tree.children_right, tree.feature, threshold, value, gap_left)
-
-
-def _for_doubles(threshold: Floats) -> Floats:
-    """Return the largest doubles that float32 rounds to at most the thresholds.
-
-    scikit-learn's trees round a row to float32 before they compare it with a threshold. With the returned
-    thresholds the row itself can be compared. A double half way between two float32 numbers is rounded to the
-    number whose last bit is 0.
-    """
-    below = threshold.astype(np.float32)
-    below = np.where(below > threshold, np.nextafter(below, np.float32(-np.inf)), below)
-    half_way = (below.astype(np.float64) + np.nextafter(below, np.float32(np.inf))) / 2
-    return np.where(half_way.astype(np.float32) <= below, half_way, np.nextafter(half_way, -np.inf))
-
-
-def _boosted(boosting: Any, gappy: Ints) -> list[TreeArrays]:
-    """Return the baseline and every round's tree, in scikit-learn's order.
-
-    `_baseline_prediction` and `_predictors` are private, so scikit-learn is pinned, and tests compare the export.
-    """
-    # Other losses predict through a link; categories are compared by bitset, and reorder the columns.
-    if boosting.loss not in ("squared_error", "absolute_error") or boosting.is_categorical_ is not None:
-        raise _unsupported(boosting)
-    trees = [_stump(boosting._baseline_prediction.item())]
-    for (predictor,) in boosting._predictors:
-        nodes = predictor.nodes
-        left = np.where(nodes["is_leaf"], -1, nodes["left"].astype(np.int64))
-        right = nodes["right"].astype(np.int64)
-        feature = nodes["feature_idx"]
-        gap_left = nodes["missing_go_to_left"].astype(np.bool_) & np.isin(feature, gappy)
-        trees.append(TreeArrays(left, right, feature, nodes["num_threshold"], nodes["value"], gap_left))
-    return trees
-
-
-def _stump(value: float) -> TreeArrays:
-    """Return a tree that always predicts one value.
-
-    ONNX has no tree without a split, so both sides of the split predict the value.
-    """
-    return TreeArrays(
-        np.array([1, -1, -1]), np.array([2, -1, -1]), np.zeros(3, np.int64), np.zeros(3), np.full(3, value)
-    )
-
-
-def _turned(tree: TreeArrays, rows: Ints, columns: int) -> TreeArrays:
-    """Turn a tree's splits so that most rows fail each comparison.
-
-    The turned splits compare the columns of `_both_ways`.
-    rows: the training rows that reached each node, shape (nodes,).
-    In onnxruntime's memory the side of a failed comparison follows its split, where the processor reads ahead. A row
-    through a forest of 200 trees of depth 10 takes 10.6 instead of 13.3 microseconds. For a forest grown on 20,000
-    rows it takes 10.5 instead of 14, and 6.8 instead of 9.4 in a large batch. Boosting's small, even trees gain
-    nothing.
-    """
-    turn = (tree.left >= 0) & (rows[tree.left] > rows[tree.right])
-    return TreeArrays(
-        left=np.where(turn, tree.right, tree.left),
-        right=np.where(turn, tree.left, tree.right),
-        feature=np.where(turn, tree.feature + columns, tree.feature),
-        # The opposite of x <= t is -x < -t, which is -x <= the double below -t.
-        threshold=np.where(turn, np.nextafter(-tree.threshold, -np.inf), tree.threshold),
-        value=tree.value,
-        gap_left=None if tree.gap_left is None else tree.gap_left ^ turn,
-    )
-
-
-def _both_ways(graph: Graph, columns: int) -> str:
-    """Write the rows with every column twice, as it is and negated."""
-    twice = graph.add("Gather", "rows_twice", INPUT, graph.constant("columns", np.tile(np.arange(columns), 2)), axis=1)
-    return graph.add("Mul", "both_ways", twice, graph.constant("signs", np.repeat([1.0, -1.0], columns)))
-
-
-def add_trees(graph: Graph, rows: str, trees: Sequence[TreeArrays], *, aggregate: int = SUM) -> str:
-    """Write the sum or mean of trees, added in their order.
-
-    ai.onnx.ml numbers splits and leaves separately, over all trees: `number` is a node's place among its own kind.
-    """
-    trees = [tree if len(tree.value) > 1 else _stump(tree.value[0]) for tree in trees]
-    sizes = [len(tree.value) for tree in trees]
-    roots = np.cumsum([0, *sizes[:-1]])
-    arrays = zip(*(tree[:-1] for tree in trees), strict=True)
-    left, right, feature, threshold, value = map(np.concatenate, arrays)
-    leaf = left < 0
-    number = np.where(leaf, np.cumsum(leaf), np.cumsum(~leaf)) - 1
-    gap_left = np.concatenate([_gap_left(tree) for tree in trees])[~leaf]
-    gaps = {"nodes_missing_value_tracks_true": gap_left.astype(np.int64).tolist()} if gap_left.any() else {}
-    true, false = ((children + np.repeat(roots, sizes))[~leaf] for children in (left, right))
-    return graph.add(
-        "TreeEnsemble",
-        "trees",
-        rows,
-        domain="ai.onnx.ml",
-        n_targets=1,
-        aggregate_function=aggregate,
-        tree_roots=number[roots].tolist(),
-        nodes_modes=numpy_helper.from_array(np.zeros(len(true), np.uint8), "nodes_modes"),  # <=
-        nodes_featureids=feature[~leaf].tolist(),
-        nodes_splits=numpy_helper.from_array(threshold[~leaf], "nodes_splits"),
-        nodes_truenodeids=number[true].tolist(),
-        nodes_trueleafs=leaf[true].astype(np.int64).tolist(),
-        nodes_falsenodeids=number[false].tolist(),
-        nodes_falseleafs=leaf[false].astype(np.int64).tolist(),
-        leaf_targetids=[0] * int(leaf.sum()),
-        leaf_weights=numpy_helper.from_array(value[leaf], "leaf_weights"),
-        **gaps,
-    )
-
-
-def _gap_left(tree: TreeArrays) -> Bools:
-    return np.zeros(len(tree.value), np.bool_) if tree.gap_left is None else tree.gap_left
 
 
 def _expm1(graph: Graph, z: str) -> str:

@@ -40,7 +40,8 @@ def train(table: Table, settings: Settings) -> Iterator[Event]:
     _check(table, settings)
     families = [FAMILIES[name] for name in settings.training.candidates]
     fits = settings.training.folds * settings.training.repeats + 1
-    steps = sum(fits + GRID_FOLDS * len(ParameterGrid(family.grid)) * bool(family.grid) for family in families)
+    grids = [dict(family.grid(_task(table.schema, settings))) for family in families]
+    steps = sum(fits + GRID_FOLDS * len(ParameterGrid(grid)) * bool(grid) for grid in grids)
     yield TableRead(table, _constant(table, settings), steps)
     fitted: list[Fitted] = []
     for name in settings.training.candidates:
@@ -83,7 +84,7 @@ class _Candidate:
 
         The folds are not shuffled. The first of equals wins.
         """
-        if not self.family.grid:
+        if not self.family.grid(self.task):
             return {}
         X, y = self.X, self.y
         scores: dict[str, list[float]] = {}
@@ -192,6 +193,7 @@ def _task(schema: Schema, settings: Settings) -> Task:
         counts=settings.model.min is not None and settings.model.min >= 0,
         seed=settings.training.seed,
         gaps=schema.gaps,
+        categories=schema.categories,
     )
 
 

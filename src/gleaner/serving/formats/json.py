@@ -102,16 +102,16 @@ class RowReader:
 
 
 def _ones(feature: Feature) -> Iterator[tuple[str | None, list[float]]]:
-    """Yield the words of a category and their 0/1 columns.
+    """Yield the words of a category and their columns of the matrix.
 
     None stands for a missing value.
     """
     for word in (*feature.words, *([None] if feature.allows_gaps else [])) if feature.type == "category" else ():
-        if word is None or feature.words.index(word) == feature.accept(word):  # words may be equal when folded
-            place = -1 if word is None else feature.words.index(word)
-            ones = [0.0] * len(feature.columns)
+        place = feature.places - 1 if word is None else int(feature.accept(word))
+        if word is None or feature.words[place] == word:  # words may be equal when folded
+            ones = [0.0] * feature.places
             ones[place] = 1.0
-            yield word, ones
+            yield word, [float(place)] if feature.is_coded else ones
 
 
 def _accepted(feature: Feature) -> Any:

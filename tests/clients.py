@@ -205,7 +205,7 @@ def wrong(answers: Iterable[Answer]) -> list[str]:
 
 
 class Scraper(Background):
-    """A scraper of the metrics, four times a second.
+    """A scraper of the metrics, four times a second and once at the end.
 
     faults: the responses that were not 200 or had too many series.
     """
@@ -219,7 +219,9 @@ class Scraper(Background):
 
     def _run(self) -> None:
         with httpx.Client(timeout=60) as client:
-            while True:
+            last = False
+            while not last:
+                last = self._stop.wait(0.25 if self.seconds else 0)
                 began = time.monotonic()
                 response = client.get(self._url)
                 self.seconds.append(time.monotonic() - began)
@@ -227,8 +229,6 @@ class Scraper(Background):
                 self.series = max(self.series, count)
                 if response.status_code != 200 or count > MOST_SERIES:
                     self.faults.append(f"{response.status_code}, {count} series")
-                if self._stop.wait(0.25):
-                    return
 
     def check(self) -> str:
         """Check every scrape, and return the figure."""

@@ -205,7 +205,9 @@ def wrong(answers: Iterable[Answer]) -> list[str]:
 
 
 class Scraper(Background):
-    """A scraper of the metrics, four times a second and once at the end.
+    """A scraper of the metrics.
+
+    It scrapes four times a second and once at the end.
 
     faults: the responses that were not 200 or had too many series.
     """

@@ -241,6 +241,35 @@ def test_columns_that_give_the_target_away_and_copies_are_left_out(tmp_path):
         assert said in text.splitlines(), text
 
 
+def test_two_columns_whose_rounded_mean_is_the_target_are_left_out(tmp_path):
+    random = np.random.default_rng(0)
+    low, x = random.uniform(5, 60, 90).round(1), random.uniform(0, 9, 90).round(1)
+    high = (low * random.uniform(1, 1.5, 90)).round(1)
+    rows = np.column_stack([low, high, x, ((low + high) / 2).round(1)]).tolist()
+    path = write(tmp_path / "a.csv", ["low", "high", "x", "y"], *rows)
+
+    text = text_of(path, "y")
+
+    assert ("x",) == load(path, "y").schema_.names
+    assert "# \"low\" is left out: with 'high' it gives 'y' away: it is a weighted sum of the two." in text
+
+
+def test_two_columns_that_come_close_to_the_target_stay(tmp_path):
+    random = np.random.default_rng(0)
+    a, b = random.uniform(0, 100, (2, 90)).round(1)
+    rows = np.column_stack([a, b, (a + b + random.normal(0, 0.2, 90)).round(1)]).tolist()
+
+    assert ("a", "b") == load(write(tmp_path / "a.csv", ["a", "b", "y"], *rows), "y").schema_.names
+
+
+def test_a_word_for_a_missing_target_is_drafted(tmp_path):
+    rows = [[i % 7, i * 5 % 13, "NA" if i % 9 == 0 else i] for i in range(40)]
+    path = write(tmp_path / "a.csv", ["a", "b", "y"], *rows)
+
+    assert ("NA",) == load(path, "y").model.target_missing_values
+    assert 0 == draft_settings(path, "y").table.refused
+
+
 def test_headers_of_any_script_are_names(tmp_path):
     rows = [["двери", "Łódź (km)", "y"], *([i * 5 % 13, i * 7 % 11, i] for i in range(20))]
 

@@ -146,7 +146,7 @@ def _common_notation(aim: Feature, decisions: Sequence[Decision]) -> Notation:
 
 def _target(aim: Feature, plain: Notation, low: float | None = None) -> Target:
     signs = {key: getattr(plain, key) for key in _NOTATION} if plain != Notation() else {}
-    return Target(name=aim.name, sources=aim.sources, min=low, **signs)
+    return Target(name=aim.name, sources=aim.sources, min=low, missing_values=aim.missing_values, **signs)
 
 
 def _read(path: Path, aim: Feature, decisions: Sequence[Decision], plain: Notation, encoding: str) -> Table:
@@ -192,6 +192,8 @@ def _text(path: Path, table: Table, aim: Feature, decisions: Sequence[Decision],
     yield f"name = {quote(_model_name(path))}"
     yield f"target = {quote(aim.name)}"
     yield f"target_sources = [{quote(header)}]"
+    if aim.missing_values:
+        yield f"target_missing_values = {_toml(aim.missing_values)}"
     if y.min() >= 0:
         yield "min = 0.0"
     is_declared = not table.encoding.startswith("utf-")  # UTF-16 has a mark

@@ -94,7 +94,9 @@ def decide_target(profile: Profile, name: str, ask: Ask) -> tuple[Feature | None
     """
     bare = Feature(name=name, sources=(profile.header,))
     found = _numbers(profile, bare, ask) if profile.values else None
-    return (found.feature, found.why) if isinstance(found, _Numbers) else found or (None, "")
+    if isinstance(found, _Numbers):
+        return replace(found.feature, missing_values=tuple(profile.gap_words)), found.why
+    return found or (None, "")
 
 
 def _with_gaps(profile: Profile, feature: Feature, why: str) -> tuple[Feature, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from gleaner.settings.sections import Alerts
 from gleaner.table.numbers import Array
@@ -45,10 +46,12 @@ def _out_of_fold(table: Table, X: Array, y: Array, *, log: bool) -> tuple[Array,
     family = FAMILIES["gradient_boosting"]
     parameters = {name: values[0] for name, values in family.grid(task).items()}
     predicted, median = np.empty(len(y)), np.empty(len(y))
-    for fold in range(_FOLDS):
-        test = np.arange(len(y)) % _FOLDS == fold
-        predicted[test] = family.make(task, parameters, X[~test]).fit(X[~test], y[~test]).predict(X[test])
-        median[test] = np.median(y[~test])
+    # On a busy machine the threads of OpenMP wait for one another, and such a fit takes minutes.
+    with threadpool_limits(1, user_api="openmp"):
+        for fold in range(_FOLDS):
+            test = np.arange(len(y)) % _FOLDS == fold
+            predicted[test] = family.make(task, parameters, X[~test]).fit(X[~test], y[~test]).predict(X[test])
+            median[test] = np.median(y[~test])
     return predicted, median
 
 

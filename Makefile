@@ -7,12 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up venv test reliability mutants compose-test lint bench bench-access bench-score bench-gaps bench-words bench-peers docs dist sbom lock audit clean
+.PHONY: help up venv test reliability mutants compose-test lint bench bench-access bench-score bench-gaps bench-words bench-public bench-peers docs dist sbom lock audit clean
 
 help:
 	@echo 'make up [DATA=routes.csv] [ARGS="--champion spline"]   set up, train once, run everything until Ctrl-C'
 	@echo 'make test [ARGS="-k schema"]                           set up and run the tests'
-	@echo 'make lint | reliability | mutants | compose-test | bench | bench-access | bench-score | bench-gaps | bench-words | bench-peers | docs | dist | sbom | lock | audit | clean'
+	@echo 'make lint | reliability | mutants | compose-test | bench | bench-access | bench-score | bench-gaps | bench-words | bench-public | bench-peers | docs | dist | sbom | lock | audit | clean'
 
 up: venv
 	@exec $(BIN)/gleaner up $(DATA) $(ARGS)
@@ -65,6 +65,9 @@ bench-gaps: venv
 
 bench-words: venv
 	@$(BIN)/python bench/words.py $(ARGS)
+
+bench-public: venv
+	@$(BIN)/python bench/public_tables.py $(ARGS)
 
 bench-peers: venv
 	@$(BIN)/python bench/comparison.py $(ARGS)

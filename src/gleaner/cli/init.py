@@ -39,9 +39,9 @@ def init(data: Path, target: str | None, interactive: bool) -> None:
         raise Refused(f"{FILE} exists and was not changed; move it away first") from e
     features = [decision for decision in draft.decisions if decision.feature]
     left = [decision for decision in draft.decisions if not decision.feature]
-    for title, decisions in ((f"{len(features)} features", features), (f"{len(left)} columns left out", left)):
+    for noun, after, decisions in (("feature", "", features), ("column", " left out", left)):
         if decisions:
-            click.echo(f"{title}:")
+            click.echo(f"{len(decisions)} {noun}{'s' if len(decisions) > 1 else ''}{after}:")
         for decision in decisions[:_SHOWN]:
             click.echo(f"  {decision.header!r}: {decision.why}")
         if len(decisions) > _SHOWN:

@@ -13,7 +13,7 @@ from gleaner.settings.sections import Settings
 
 _FEATURE_KEYS = {
     "name": "The column's name in requests.",
-    "type": "`float`, `int`, `bool`, `category`, `date` or `datetime`; up to 255 words have a column each.",
+    "type": "`float`, `int`, `bool`, `category`, `date` or `datetime`.",
     "unit": "The column's unit, for readers.",
     "min": "The least value; a row with less is refused.",
     "max": "The greatest value; a row with more is refused.",

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from projects import ROOT
@@ -24,8 +25,8 @@ def test_the_distribution_has_a_name_of_its_own_and_the_command_keeps_the_short_
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
-def test_the_command_installs_every_requirement_of_the_extra_into_this_python(extra, monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
+def test_the_command_installs_every_requirement_of_the_extra_into_this_python(extra, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
     python, *command = shlex.split(explain_install(extra))
 
     assert (sys.executable, ["-m", "pip", "install"]) == (python, command[:3])
@@ -34,22 +35,23 @@ def test_the_command_installs_every_requirement_of_the_extra_into_this_python(ex
 
 
 def test_the_command_is_short_where_python_on_the_path_is_this_one(monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: sys.executable)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
 
     assert "python -m pip install 'pyarrow>=20'" == explain_install("parquet")
 
 
-def test_without_pip_the_command_is_one_of_uv(monkeypatch):
+def test_without_pip_the_command_is_one_of_uv(monkeypatch, tmp_path):
     monkeypatch.setattr("gleaner.errors.find_spec", lambda name: None)
-    monkeypatch.setattr("shutil.which", lambda name: f"/opt/{name}")
+    (tmp_path / "uv").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
 
     assert f"uv pip install --python {sys.executable} 'pyarrow>=20'" == explain_install("parquet")
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
-def test_an_image_can_be_built_with_each_extra(extra, monkeypatch):
+def test_an_image_can_be_built_with_each_extra(extra, monkeypatch, tmp_path):
     monkeypatch.setattr("gleaner.errors.find_spec", lambda name: None)
-    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
     command = shlex.split(explain_install(extra).partition(" (")[0])
     (part,) = [word.removeprefix("PART=") for word in command if word.startswith("PART=")]
     pinned = re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements" / f"{part}.lock").read_text(), re.MULTILINE)
@@ -67,7 +69,7 @@ def test_without_its_metadata_gleaner_has_to_be_installed_first(monkeypatch):
 
 
 def test_a_missing_extra_names_the_module_the_extra_and_the_command(monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: sys.executable)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
 
     assert ("pyarrow is not installed; to install the extra 'parquet': python -m pip install 'pyarrow>=20'") == str(
         MissingExtra("parquet", "pyarrow")

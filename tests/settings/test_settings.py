@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
+from projects import REAL_ROUTES, ROOT, needs_real_routes
 
 from gleaner.errors import BadSetting, environment_name, nearest
 from gleaner.settings.describe import describe_settings, show_settings
@@ -24,9 +25,6 @@ from gleaner.settings.sections import Settings
 from gleaner.table.csv import read_table
 from gleaner.table.feature import Feature
 from gleaner.table.notation import Notation
-
-ROOT = Path(__file__).resolve().parents[2]
-REAL_ROUTES = os.environ.get("GLEANER_REAL_ROUTES")
 
 MODEL = '[model]\nname = "made"\ntarget = "bags"\nmin = 0.0\n'
 FEATURE = '[[features]]\nname = "time_spent"\n'
@@ -640,9 +638,9 @@ def test_the_shipped_bounds_take_the_extremes_of_real_routes(extremes):
     assert [*extremes] == [*cells, schema.target.accept_cell(bags)]
 
 
-@pytest.mark.skipif(REAL_ROUTES is None, reason="GLEANER_REAL_ROUTES names no file")
+@needs_real_routes
 def test_every_one_of_the_real_routes_is_taken():
-    table = read_table(Path(str(REAL_ROUTES)), load_settings(ROOT / "gleaner.toml").schema_)
+    table = read_table(REAL_ROUTES, load_settings(ROOT / "gleaner.toml").schema_)
 
     assert 450 == len(table.y)
     assert 0 == table.refused

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from projects import REAL_ROUTES, needs_real_routes
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.tree import DecisionTreeRegressor
@@ -266,10 +266,10 @@ def fitted(out_of_fold: np.ndarray) -> Fitted:
     return Fitted("linear", None, {}, Scores(0.1, 1.0, 0.9, 1.0), out_of_fold, 0.1, 1, 0.1)
 
 
-@pytest.mark.skipif("GLEANER_REAL_ROUTES" not in os.environ, reason="GLEANER_REAL_ROUTES names no file")
+@needs_real_routes
 def test_the_real_routes_give_the_number():
     real = settings(champion="decision_tree", challenger="linear")
-    routes = read_table(Path(os.environ["GLEANER_REAL_ROUTES"]), real.schema_)
+    routes = read_table(REAL_ROUTES, real.schema_)
 
     events = list(train(routes, real))
 

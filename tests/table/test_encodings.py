@@ -90,6 +90,11 @@ def test_the_likely_encoding_of_a_refused_file_is_named(tmp_path):
         ("cp1253", "Αθήνα,5\nΘεσσαλονίκη\n"),  # noqa: RUF001
         ("cp1254", "İstanbul,5\nŞişli,6\nBeşiktaş\n"),
         ("cp932", "都市,価格\n東京,5\n大阪,6\n"),
+        ("cp949", "도시,가격\n서울,5\n부산,6\n"),
+        ("cp949", "우편번호,면적(㎡)\n강남구 역삼동,84.5\n해운대구 우동,59.9\n"),
+        ("cp949", "이름,값\n" + "서울 부산 대구 인천 광주,1\n" * 5 + "똠방각하,2\n"),
+        ("gb18030", "城市,价格\n北京,5\n上海,6\n广州,7\n"),
+        ("big5", "城市,價格\n臺北,5\n高雄,6\n"),
         ("mac_roman", "fünf,Straße\nüber,Köln\n"),
     ],
 )

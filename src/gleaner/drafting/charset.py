@@ -15,6 +15,7 @@ _LIKELY = [
 ]
 _SAMPLE = 1 << 16
 _CLOSE = 0.07  # short texts leave encodings with similar letters this close
+_FEWEST_SYLLABLES, _SYLLABLES = 6, 0.95
 
 # The letters of the languages of encodings that are easily taken for each other.
 _SIGNS = "€°²³"
@@ -40,18 +41,36 @@ def guess_encoding(path: Path) -> str | None:
                 sample += line[:_SAMPLE]
             if len(sample) >= _SAMPLE:
                 break
-        matches = list(from_bytes(sample, cp_isolation=_LIKELY, enable_fallback=False))
-        least = min((match.chaos for match in matches), default=0.0)
-        close = {match.encoding for match in matches if match.chaos <= least + _CLOSE} or {"cp1252"}
-        if close & _LETTERS.keys():
-            close |= {one for one in _LETTERS if _decodes(sample, one)}
-        encoding = min((one for one in _LIKELY if one in close), key=lambda one: _strange(sample, one))
+        encoding = "cp949" if _is_korean(sample) else _closest(sample)
         try:
             for _ in texts(file, encoding, b""):
                 pass
         except UnicodeDecodeError:
             return None
     return encoding
+
+
+def _is_korean(sample: bytes) -> bool:
+    """Return whether nearly all letters are common Hangul syllables.
+
+    Chinese text is often valid in cp949 too, but reads as a mixture of syllables and Chinese characters.
+    """
+    try:
+        letters = [char for char in sample.decode("cp949") if char.isalpha() and not char.isascii()]
+    except UnicodeDecodeError:
+        return False
+    # EUC-KR has two bytes for a common syllable, and eight for another.
+    common = sum("\uac00" <= char <= "\ud7a3" and len(char.encode("euc_kr", "ignore")) == 2 for char in letters)
+    return common >= max(_FEWEST_SYLLABLES, _SYLLABLES * len(letters))
+
+
+def _closest(sample: bytes) -> str:
+    matches = list(from_bytes(sample, cp_isolation=_LIKELY, enable_fallback=False))
+    least = min((match.chaos for match in matches), default=0.0)
+    close = {match.encoding for match in matches if match.chaos <= least + _CLOSE} or {"cp1252"}
+    if close & _LETTERS.keys():
+        close |= {one for one in _LETTERS if _decodes(sample, one)}
+    return min((one for one in _LIKELY if one in close), key=lambda one: _strange(sample, one))
 
 
 def _decodes(sample: bytes, encoding: str) -> bool:

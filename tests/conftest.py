@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -82,10 +83,20 @@ def _find_files() -> set[Path]:
     removed_later = ("pytest-of-", "made-")
     found = {path for path in Path(tempfile.gettempdir()).iterdir() if not path.name.startswith(removed_later)}
     found.discard(Path(tempfile.gettempdir(), ".ses"))  # onnxruntime's
+    found = {path for path in found if not _is_probe(path)}
     for folder, names, files in os.walk(ROOT):
         names[:] = [name for name in names if name not in _MADE_BY_TOOLS]
         found.update(Path(folder, name) for name in files)
     return found
+
+
+def _is_probe(path: Path) -> bool:
+    """Return whether a file is Python's own trial of a temporary folder.
+
+    `tempfile` writes `blat` into such a file and removes it; a process that a test kills at that moment leaves it.
+    """
+    is_named_so = re.fullmatch("[a-z0-9_]{8}", path.name) is not None
+    return is_named_so and path.is_file() and path.read_bytes() in (b"", b"blat")
 
 
 def _find_processes() -> Iterator[psutil.Process]:

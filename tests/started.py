@@ -26,6 +26,10 @@ import httpx
 import psutil
 import pytest
 
+# The exit codes of an interrupted command; a shell shows 130 for both. `python -m` ends by SIGINT if the interrupt met
+# code that a library compiles, as `namedtuple` does, even if the program exits with 130.
+INTERRUPTED = (130, -signal.SIGINT)
+
 
 def tool(name: str) -> str:
     """Return the path of a program that no Python package brings.

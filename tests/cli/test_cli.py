@@ -10,7 +10,7 @@ import mlflow
 import numpy as np
 import pytest
 from projects import ROOT, SETTINGS, write_made_table
-from started import gleaner
+from started import INTERRUPTED, gleaner
 
 from gleaner.errors import explain_install
 from gleaner.model.store import Store
@@ -67,6 +67,18 @@ def test_ctrl_c_while_an_extension_loads_interrupts_and_another_failure_is_shown
     assert code == done.returncode
     assert (done.stderr == "interrupted\n") == (code == 130)
     assert ("initialization failed" in done.stderr) == (code == 1)
+
+
+def test_ctrl_c_in_code_that_a_library_compiles_interrupts(tmp_path):
+    (tmp_path / "gleaner.toml").write_text(SETTINGS)
+    write_made_table(tmp_path / "made.csv")
+    (tmp_path / "libraries").mkdir()
+    (tmp_path / "libraries" / "sklearn.py").write_text('exec("raise KeyboardInterrupt")\n')
+
+    done = gleaner("train", "--metrics-port", 0, folder=tmp_path, PYTHONPATH=str(tmp_path / "libraries"))
+
+    assert done.returncode in INTERRUPTED
+    assert "interrupted" == done.stderr.strip()
 
 
 def test_training_counts_and_shows_refused_rows(tmp_path):

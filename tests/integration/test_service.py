@@ -23,7 +23,7 @@ import onnx
 import pytest
 from projects import NUMBER, ROOT, ROUTE, SETTINGS, write_made_table
 from prometheus_client.parser import text_string_to_metric_families
-from started import Service, gleaner, serving, wait_for
+from started import INTERRUPTED, Service, gleaner, serving, wait_for
 
 from gleaner.model.store import Store
 
@@ -376,7 +376,7 @@ def test_training_metrics_are_exposed_while_train_lingers(tmp_path):
         code = process.wait(timeout=60)
 
     found = {s.name: s.value for family in text_string_to_metric_families(text) for s in family.samples}
-    assert 130 == code
+    assert code in INTERRUPTED
     assert 2 == found["training_epoch_total"]
     assert 0 < found["training_loss"] < 1
     assert 0.8 < found["validation_accuracy"] <= 1

@@ -21,7 +21,8 @@ from threadpoolctl import threadpool_limits
 from gleaner.model.predictor import Predictor
 from gleaner.model.scores import scorer_of
 from gleaner.settings.load import load_settings
-from gleaner.settings.sections import CANDIDATES, Settings
+from gleaner.settings.modelling import CANDIDATES
+from gleaner.settings.sections import Settings
 from gleaner.table.numbers import Array
 from gleaner.table.tables import Table
 from gleaner.training.candidates import FAMILIES, Task

@@ -24,7 +24,8 @@ from gleaner.model.predictor import ENGINE
 from gleaner.model.scores import scorer_of
 from gleaner.model.store import Store
 from gleaner.settings.load import load_settings
-from gleaner.settings.sections import CANDIDATES, Settings
+from gleaner.settings.modelling import CANDIDATES
+from gleaner.settings.sections import Settings
 from gleaner.table.csv import read_table
 from gleaner.table.numbers import Array
 from gleaner.table.tables import Table

@@ -21,7 +21,7 @@ from gleaner.client import Client, Rejected
 from gleaner.model.predictor import Predictor
 from gleaner.model.store import Store
 from gleaner.settings.load import load_settings
-from gleaner.settings.sections import CANDIDATES
+from gleaner.settings.modelling import CANDIDATES
 from gleaner.table.csv import read_table
 from gleaner.table.schema import Schema
 from gleaner.training.events import Fitted, TableRead

@@ -73,6 +73,7 @@ HOLD: Mapping[str, tuple[str, ...]] = {
 # Each other setting with free text. Names, headers and folders appear in models, metrics, pages and logs.
 PLAIN = {
     "model.name", "model.target", "model.target_sources", "model.unit", "model.date_sources",
+    "model.date_formats", "training.group",
     "model.target_missing_values",
     "features.name", "features.unit", "features.sources", "features.values", "features.map", "features.description",
     "features.missing_values", "features.true_values", "features.false_values", "features.formats", "features.timezone",

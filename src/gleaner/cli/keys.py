@@ -15,7 +15,8 @@ from gleaner.cli.options import json_option
 from gleaner.programs.terminal import cell, print_table
 from gleaner.serving.keys import SCOPES, Key, add_key, read_keys, read_last_use, revoke_keys
 from gleaner.settings.load import load_settings
-from gleaner.settings.sections import NAME_PATTERN, Settings
+from gleaner.settings.modelling import NAME_PATTERN
+from gleaner.settings.sections import Settings
 
 DEFAULT_FILE = "api-keys.json"
 

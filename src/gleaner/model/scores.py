@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from gleaner.settings.sections import Settings, WithinFactor
+from gleaner.settings.modelling import WithinFactor
+from gleaner.settings.sections import Settings
 from gleaner.table.numbers import Array
 
 

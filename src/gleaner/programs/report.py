@@ -20,11 +20,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from gleaner.model.scores import Scores
 from gleaner.programs.terminal import print_table
 from gleaner.training.events import Chosen, Event, Fitted, Started, Step, Suspect, TableRead
 
 if TYPE_CHECKING:
-    from gleaner.model.scores import Scores
     from gleaner.scoring.score import Progress as Scored
     from gleaner.settings.sections import Alerts
     from gleaner.table.tables import Table
@@ -74,6 +74,11 @@ class TrainingReport(_Bar):
         self._say(f"{table.path}: {len(table.y):,} rows used, {table.refused:,} refused{without}")
         if table.header_line > 1:
             self._say(f"  the header is on line {table.header_line}")
+        if table.group_count:
+            self._say(f"  {table.group_count:,} groups, each in one fold")
+        if table.undated:
+            form = 'write their format into model.date_formats, such as "%d.%m.%Y"'
+            self._say(f"  {table.undated:,} rows have an entry for their day that is no date; {form}")
         if table.tally:
             self._say(f"  refused: {table.refusals}")
         missing = table.missing
@@ -86,9 +91,9 @@ class TrainingReport(_Bar):
 
     def show(self, event: Event) -> None:
         match event:
-            case TableRead(_, constant, steps):
+            case TableRead(_, constant, steps, forward):
                 self._constant = constant
-                self._rows.append(("(the median)", *_scores(constant.named()), "", ""))
+                self._add("(the median)", constant, forward, "", "")
                 self.update(total=steps)
             case Started(candidate):
                 self.update(description=candidate)
@@ -97,8 +102,8 @@ class TrainingReport(_Bar):
             case Step():
                 self.update(advance=1)
             case Fitted():
-                scores = _scores(event.scores.named())
-                self._rows.append((event.candidate, *scores, f"{event.training_loss:.3f}", f"{event.seconds:.1f}"))
+                loss, seconds = f"{event.training_loss:.3f}", f"{event.seconds:.1f}"
+                self._add(event.candidate, event.scores, event.forward, loss, seconds)
             case Suspect(line, reason):
                 self._suspects.append(f"  line {line}: {reason}")
             case Chosen(champion, _):
@@ -107,8 +112,7 @@ class TrainingReport(_Bar):
                 gaps = champion.gaps
                 for rows, named in (("with", gaps.with_gaps), ("without", gaps.without_gaps)) if gaps else ():
                     if named:
-                        scores = (*_scores(named), "", "")
-                        self._rows.append((f"{champion.candidate}, rows {rows} gaps", *scores))
+                        self._add(f"{champion.candidate}, rows {rows} gaps", Scores(**named), None, "", "")
             case _:
                 pass
 
@@ -116,7 +120,7 @@ class TrainingReport(_Bar):
         if self._quiet:
             click.echo(json.dumps(outcome, indent=2))
             return
-        print_table(("candidate", "mae", "r2", "loss", "accuracy", "training loss", "seconds"), self._rows)
+        self._print_scores()
         if self._suspects:
             click.echo("rows to check; the training used them:")
             click.echo("\n".join(self._suspects[:_MOST_ROWS]))
@@ -129,6 +133,19 @@ class TrainingReport(_Bar):
         for bound in self._bounds:
             click.echo(bound, err=True)
         click.echo(f"done in {seconds:.1f} s")
+
+    def _add(self, name: str, scores: Scores, forward: Scores | None, loss: str, seconds: str) -> None:
+        """Add a row to the table of scores."""
+        later = f"{forward.mae:.3f}" if forward else ""
+        self._rows.append((name, *_scores(scores.named()), later, loss, seconds))
+
+    def _print_scores(self) -> None:
+        """Print the table of scores, without columns that are empty."""
+        heads = ("candidate", "mae", "r2", "loss", "accuracy", "forward mae", "training loss", "seconds")
+        filled = [j for j in range(len(heads)) if any(row[j] for row in self._rows)]
+        print_table([heads[j] for j in filled], [[row[j] for j in filled] for row in self._rows])
+        if "forward mae" in [heads[j] for j in filled]:
+            click.echo("forward mae: each later part of the table, predicted from the rows before it")
 
     def _say(self, text: str) -> None:
         if not self._quiet:

@@ -22,7 +22,7 @@ from gleaner.programs.report import TrainingReport
 from gleaner.settings.sections import Settings
 from gleaner.table.csv import read_table
 from gleaner.table.tables import Table
-from gleaner.training.events import Event, Finished
+from gleaner.training.events import Event, Finished, Fitted
 from gleaner.training.metrics import TrainingMetrics
 from gleaner.training.resident import find_resident, report_finished, send_event, write_last
 
@@ -95,13 +95,18 @@ def run_training(
     if metrics.resident:
         report_finished(settings.state)
     outcome = {
-        alias: {"version": version, "candidate": roles[alias].candidate, **roles[alias].scores.named()}
+        alias: {"version": version, "candidate": roles[alias].candidate, **_outcome(roles[alias])}
         for alias, version in versions.items()
     }
     report.done(outcome, finished.seconds)
     if linger and metrics.address:
         click.echo(f"training metrics stay on {metrics.address} until Ctrl-C", err=True)
         threading.Event().wait()
+
+
+def _outcome(fitted: Fitted) -> dict[str, float]:
+    """Return a candidate's scores by name."""
+    return fitted.scores.named() | (fitted.forward.named("forward_") if fitted.forward else {})
 
 
 def _expose(settings: Settings, own_port: bool, events_fd: int | None) -> _Metrics:

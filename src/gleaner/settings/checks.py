@@ -41,6 +41,14 @@ def check_encoding(name: str) -> str:
     return found
 
 
+def check_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
+    """Return formats of dates."""
+    for form in formats:
+        if problem := explain_format(form):
+            raise ValueError(problem)
+    return formats
+
+
 def check_notations(schema: Schema) -> None:
     """Check each column's notation, with the keys of `[table]`."""
     columns = {"table.": schema.target.notation} | {f"{one.name!r}: ": one.notation for one in schema.features}
@@ -177,9 +185,10 @@ def _check_date(feature: Feature) -> None:
     if feature.timezone and not is_zone(feature.timezone):
         right = "a time zone such as Europe/Berlin"
         raise ValueError(f"{feature.name!r}: `timezone`: {wanted(right, repr(feature.timezone))}")
-    for form in feature.formats:
-        if problem := explain_format(form):
-            raise ValueError(f"{feature.name!r}: `formats`: {problem}")
+    try:
+        check_formats(feature.formats)
+    except ValueError as e:
+        raise ValueError(f"{feature.name!r}: `formats`: {e}") from None
 
 
 def check_scores(loss: str, *, by_factor: bool, least: float | None) -> None:

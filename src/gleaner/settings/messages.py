@@ -12,7 +12,8 @@ from pydantic_settings import SettingsError
 
 from gleaner.errors import BadSetting, environment_name, nearest
 from gleaner.redaction import hide_login
-from gleaner.settings.sections import NAME_PATTERN, SLOT_PATTERN, Settings, Within, WithinFactor
+from gleaner.settings.modelling import NAME_PATTERN, Within, WithinFactor
+from gleaner.settings.sections import SLOT_PATTERN, Settings
 from gleaner.table.feature import Feature
 
 

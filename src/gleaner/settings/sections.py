@@ -2,129 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gleaner.errors import wanted
-from gleaner.redaction import hide_login, hide_name, hide_path, hide_userinfo
+from gleaner.redaction import hide_userinfo
 from gleaner.settings import checks
-from gleaner.settings.addresses import check_link, check_secret_path, check_server, check_webhook, is_server
+from gleaner.settings.addresses import is_server
 from gleaner.settings.file import FILE, STATE, stack_folder
+from gleaner.settings.modelling import Model, Scores, TableFiles, Training, WithinFactor
+from gleaner.settings.section import Link, SecretPath, Section, Server, Webhook
 from gleaner.table.feature import Feature, Target
 from gleaner.table.schema import Schema
 
 ARTIFACTS = "mlartifacts"  # MLflow's files, under paths.state
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 SLOT_PATTERN = r"^v[1-9][0-9]*$"
-Candidate = Literal["linear", "decision_tree", "random_forest", "gradient_boosting", "spline"]
-CANDIDATES: tuple[Candidate, ...] = get_args(Candidate)
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=1, le=366 * 86_400)]
-Duration = Annotated[str, AfterValidator(checks.check_duration)]
-# Texts that can hold a secret. What their serializers return is all that is ever shown of them; no error has the input.
-Server = Annotated[str, AfterValidator(check_server), PlainSerializer(hide_login)]
-Webhook = Annotated[str, AfterValidator(check_webhook), PlainSerializer(hide_path)]
-SecretPath = Annotated[str, AfterValidator(check_secret_path), PlainSerializer(hide_name)]
-Link = Annotated[str, AfterValidator(check_link), PlainSerializer(str)]
 _RATE_VALUES = 4  # the fewest scrapes from which a rate is worth an alert
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
-
-    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        return self.model_dump().items()
-
-
-class Model(_Section):
-    """The model's name in the registry, and the column that it predicts."""
-
-    name: str = Field(pattern=NAME_PATTERN, description="The model's name in the registry.")
-    target: str = Field(description="The column to predict.")
-    target_sources: tuple[str, ...] = Field((), description="Headers of the target in files; the first one found wins.")
-    target_missing_values: tuple[str, ...] = Field(
-        (), description="Entries for a missing target, beside an empty cell; training leaves such rows out."
-    )
-    unit: str = Field("", description="The target's unit.")
-    min: float | None = Field(None, description="The least value that a target can have; predictions stop there.")
-    date_sources: tuple[str, ...] = Field(
-        (), description="Headers of a row's date in files; the first one found wins. Training finds stray rows by date."
-    )
-
-
-class TableFiles(_Section):
-    """The notation and encoding of files; a feature's own keys come first."""
-
-    encoding: Annotated[str, AfterValidator(checks.check_encoding)] = Field(
-        "", description="The encoding of CSV files beside UTF-8, and UTF-16 with a mark: `cp1250`."
-    )
-    decimal: str = Field(".", description="The sign before the decimals of a number: `.` or `,`.")
-    thousands: str = Field("", description="The sign between groups of three digits; empty for none.")
-    strip: str = Field("", description="Signs beside a number that mean nothing, with blanks between them: `€ $ %`.")
-
-
-class Training(_Section):
-    """The candidates of a training, and the choice between them."""
-
-    candidates: tuple[Candidate, ...] = Field(CANDIDATES, min_length=1, description="The model families to try.")
-    champion: Literal["best", Candidate] = Field("best", description="For `v1`: `best`, or a candidate.")
-    challenger: Literal["second", "none", Candidate] = Field(
-        "second", description="The candidate for `v2`: `second`, a candidate's name, or `none`."
-    )
-    folds: int = Field(5, ge=2, le=50, description="The folds of the cross-validation.")
-    repeats: int = Field(3, ge=1, le=50, description="The repeats of the cross-validation, each with another shuffle.")
-    seed: int = Field(0, ge=0, lt=2**32, description="The seed of every random number.")
-    data: Path | None = Field(None, description="The CSV file for a training when the command line names none.")
-    signing_key: SecretPath = Field(
-        "",
-        description="The file of the private key that signs versions; only training and `models sign` read it.",
-    )
-    max_rows: int = Field(1_000_000, ge=1, description="The most rows in a file; all of them are in memory.")
-    suspect_gap_days: int = Field(90, ge=1, description="Training reports a row this many days from all others.")
-    suspect_deviation: float = Field(
-        5.0, gt=0, description="Training reports a row whose residual is this many robust standard deviations off."
-    )
-    every: Duration = Field(
-        "", description="The wait of `gleaner train --resident` between trainings, such as `24h`; empty for none."
-    )
-
-    @property
-    def every_seconds(self) -> float | None:
-        return float(self.every[:-1]) * _SECONDS[self.every[-1]] if self.every else None
-
-
-class WithinFactor(_Section):
-    """Accuracy by factor: max((1+y)/(1+p), (1+p)/(1+y)) <= within_factor."""
-
-    within_factor: float = Field(gt=1)
-
-
-class Within(_Section):
-    """Accuracy by distance: abs(y - p) <= within, in the target's unit."""
-
-    within: float = Field(gt=0)
-
-
-class Scores(_Section):
-    """The loss and the accuracy of a model; docs/metrics.md has the formulas."""
-
-    loss: Literal["squared_log_error", "standardised_squared_error"] = Field(
-        "squared_log_error", description="The training loss; the second takes negative targets, too."
-    )
-    accuracy: WithinFactor | Within = Field(
-        WithinFactor(within_factor=2.0),
-        description="The error up to which a prediction is accurate, or `{ within = 10.0 }` in the target's unit.",
-    )
-
-
-class Ports(_Section):
+class Ports(Section):
     """Every port outside compose; 0 takes any free one."""
 
     ml_app: Port = Field(5001, description="The API. `serving.port` is another name for it.")
@@ -136,7 +39,7 @@ class Ports(_Section):
     grafana: Port = Field(3000, description="Grafana.")
 
 
-class Serving(_Section):
+class Serving(Section):
     """The HTTP service and its limits."""
 
     host: str = Field("127.0.0.1", description="The address to listen on.")
@@ -200,7 +103,7 @@ class Serving(_Section):
         return self
 
 
-class Tracking(_Section):
+class Tracking(Section):
     """The record of runs and versions, and the aliases to follow."""
 
     uri: Server = Field("", description="An MLflow server; empty for a database under `paths.state`.")
@@ -219,7 +122,7 @@ class Tracking(_Section):
         return is_server(self.uri)
 
 
-class Objectives(_Section):
+class Objectives(Section):
     """The service's promises to its callers, which alerts watch."""
 
     availability: float = Field(0.995, ge=0.95, lt=1, description="The share of requests without a 5xx response.")
@@ -232,7 +135,7 @@ class Objectives(_Section):
     latency_quantile: float = Field(0.99, ge=0.5, lt=1, description="The share of predictions within that time.")
 
 
-class Alerts(_Section):
+class Alerts(Section):
     """The thresholds of every alert in docs/alerts.md, and their receiver."""
 
     scrape_seconds: float = Field(
@@ -281,7 +184,7 @@ class Alerts(_Section):
         return self
 
 
-class Paths(_Section):
+class Paths(Section):
     """The folders that Gleaner writes to, relative to the folder of `gleaner.toml`."""
 
     state: Path = Field(Path(STATE), description="The folder of the store and of MLflow's database.")
@@ -337,7 +240,7 @@ class Settings(BaseSettings):
         ]
         target = Target(name=model.target, sources=model.target_sources, unit=model.unit, min=model.min, **notation)
         target = replace(target, missing_values=model.target_missing_values)
-        return Schema(tuple(features), target, model.date_sources)
+        return Schema(tuple(features), target, model.date_sources, model.date_formats, self.training.group)
 
     @property
     def state(self) -> Path:

@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import compress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from gleaner.errors import NAMED_FAULTS, BadTable, Fault, wanted
+from gleaner.table.aside import Aside
 from gleaner.table.encodings import Encoded, examine
 from gleaner.table.feature import Feature, Target
 from gleaner.table.header import explain_csv, explain_row, find_header, repeats_header
@@ -34,9 +34,7 @@ from gleaner.table.tables import (
     RefusedRow,
     Table,
     Tally,
-    days_of,
     names_of,
-    read_day,
     tally_text,
     unreadable,
 )
@@ -175,16 +173,16 @@ def read_table(
     """
     schema = _learn(path, schema, encoding)
     columns: list[Feature | Target] = [*schema.features, schema.target.column]
-    kept, days, started = array("d"), array("d"), array("q")
+    kept, started = array("d"), array("q")
     faults: list[Fault] = []
     refused, tally = 0, Counter[tuple[str, str]]()
     with open_csv(path, encoding=encoding, names=names_of(columns)) as file:
         found = file.columns.find_all(columns)
-        day = file.columns.find_day(schema.date_sources)
+        aside = Aside(file.columns, schema)
         for chunk in _chunks(file, columns, found, NAMED_FAULTS, BLOCK_BYTES):
             kept.frombytes(chunk.X.tobytes())
             started.frombytes(chunk.lines.tobytes())
-            days.extend(_read_days(chunk, day))
+            aside.add(chunk)
             refused += len(chunk.refused)
             for row in chunk.refused:
                 faults.extend(row.faults)
@@ -199,14 +197,14 @@ def read_table(
         if not known.any():
             none = f"{schema.target.name!r} is missing in every row" if len(numbers) else ""
             raise _no_row(path, len(numbers) + refused, tally, faults, none)
-        dated = days_of(columns, numbers) if day is None else np.frombuffer(days, dtype=np.float64)
+        groups = aside.groups()
         return Table(
             path=path,
             schema=schema,
             X=schema.matrix(numbers[known, :-1]),
             y=numbers[known, -1],
             lines=np.frombuffer(started, dtype=np.int64)[known],
-            days=dated[known],
+            days=aside.days(columns, numbers)[known],
             taken={column.name: file.header[at].strip() for column, at in zip(columns, found, strict=True)},
             faults=tuple(faults),
             refused=refused,
@@ -215,13 +213,9 @@ def read_table(
             encoding=file.encoding,
             header_line=file.columns.line or 1,
             unlabelled=int(np.count_nonzero(~known)),
+            undated=aside.undated,
+            groups=None if groups is None else groups[known],
         )
-
-
-def _read_days(chunk: Chunk, day: int | None) -> Iterator[float]:
-    """Yield the day of each accepted row, NaN if it has none."""
-    for cells in compress(chunk.cells, chunk.accepted):
-        yield read_day(cells[day]) if day is not None and day < len(cells) else math.nan
 
 
 def _no_row(path: Path, count: int, tally: Tally, faults: Sequence[Fault], none: str) -> BadTable:

@@ -39,12 +39,16 @@ class Schema:
 
     features: the features in the order of the matrix.
     target: the column to be predicted.
-    date_sources: the headers under which a file may have the day of each row.
+    date_sources: the headers under which a file may have the day of each row, if no feature has it.
+    date_formats: the formats of these days, beside ISO dates.
+    group: the column whose equal entries stay in one fold, a header or a feature's name; empty for none.
     """
 
     features: tuple[Feature, ...]
     target: Target
     date_sources: tuple[str, ...] = ()
+    date_formats: tuple[str, ...] = ()
+    group: str = ""
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import math
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gleaner.errors import BadTable, Fault, nearest
-from gleaner.table.dates import DAY, EPOCH_DAY
 from gleaner.table.feature import Feature, Target
 from gleaner.table.numbers import Array
 from gleaner.table.schema import Schema
@@ -28,8 +24,6 @@ Tally: TypeAlias = Mapping[tuple[str, str], int]
 
 # The most faults of a row in one cell of a scored table.
 _MOST_PROBLEMS = 5
-
-_DAY = re.compile(r"\s*(\d{4})-(\d{1,2})-(\d{1,2})(?!\d)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +41,8 @@ class Table:
     tally: the number of faults by column and kind.
     header_line: the physical line of the header, from 1.
     unlabelled: the number of rows that are left out because their target is missing.
+    undated: the number of rows with an entry for their day that is no date.
+    groups: (n,) the number of each row's group, for `training.group`; None without groups.
     """
 
     path: Path
@@ -63,6 +59,8 @@ class Table:
     encoding: str
     header_line: int = 1
     unlabelled: int = 0
+    undated: int = 0
+    groups: NDArray[np.int64] | None = None
 
     @property
     def refusals(self) -> str:
@@ -79,6 +77,11 @@ class Table:
         allowed = np.array([feature.allows_gaps for feature in self.schema.features])
         found: NDArray[np.bool_] = (np.isnan(last) | (last == words)) & allowed
         return found
+
+    @property
+    def group_count(self) -> int:
+        """The number of groups; 0 for a table without."""
+        return 0 if self.groups is None else len(np.unique(self.groups))
 
     @property
     def missing(self) -> dict[str, float]:
@@ -230,21 +233,3 @@ def plain_name(name: str) -> str:
 def names_of(columns: Sequence[Feature | Target]) -> list[tuple[str, ...]]:
     """Return the names under which each column may stand."""
     return [(*column.sources, column.name) for column in columns]
-
-
-def read_day(cell: str) -> float:
-    """Return the day number of a cell like 2023-09-27; else NaN."""
-    match = _DAY.match(cell)
-    try:
-        return float(dt.date(*map(int, match.groups())).toordinal()) if match else math.nan
-    except ValueError:
-        return math.nan
-
-
-def days_of(columns: Sequence[Feature | Target], rows: Array) -> Array:
-    """Return each row's day by the first feature with dates."""
-    for j, column in enumerate(columns):
-        if isinstance(column, Feature) and column.is_date:
-            days: Array = np.floor(rows[:, j] / DAY) + EPOCH_DAY
-            return days
-    return np.full(len(rows), np.nan)

@@ -21,11 +21,13 @@ class TableRead:
 
     constant: the scores of always predicting the median.
     steps: the number of Step events to come, for a progress bar.
+    forward: the scores of predicting the median of earlier rows; None for a table with too few days.
     """
 
     table: Table
     constant: Scores
     steps: int
+    forward: Scores | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,10 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One fit is done. what: `grid`, `fold` or `model`, the final fit."""
+    """One fit is done.
+
+    what: `grid`, `fold`, `forward` or `model`, the final fit.
+    """
 
     candidate: str
     what: str
@@ -78,6 +83,7 @@ class Fitted:
     """A candidate fitted on all rows.
 
     out_of_fold: the predictions of the first repeat, shape (n,).
+    forward: the scores of later rows, predicted from earlier ones; None for a table with too few days.
     importances: by matrix column, or empty.
     gaps: the gaps of the table, and the scores of rows with and without them; None if no feature allows gaps.
     """
@@ -92,6 +98,7 @@ class Fitted:
     seconds: float
     importances: Mapping[str, float] = field(default_factory=dict)
     gaps: Gaps | None = None
+    forward: Scores | None = None
 
 
 @dataclass(frozen=True, slots=True)

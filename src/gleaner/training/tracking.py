@@ -84,8 +84,8 @@ class Recorder:
         """Log one event of the training."""
         with _reachable(self.settings):
             match event:
-                case TableRead(table, constant):
-                    self._loaded(table, constant)
+                case TableRead(table, constant, _, forward):
+                    self._loaded(table, constant, forward)
                 case Started(candidate):
                     tags = {"mlflow.parentRunId": self.run_id, "candidate": candidate}
                     self.children[candidate] = self._create_run(candidate, tags)
@@ -148,7 +148,7 @@ class Recorder:
         )
         return int(version.version)
 
-    def _loaded(self, table: Table, constant: Scores) -> None:
+    def _loaded(self, table: Table, constant: Scores, forward: Scores | None) -> None:
         self.table, self.suspects = table, list[str]()
         training = self.settings.training
         parameters = {
@@ -160,11 +160,12 @@ class Recorder:
             "folds": training.folds,
             "repeats": training.repeats,
             "seed": training.seed,
+            **({"group": training.group, "groups": table.group_count} if training.group else {}),
             **{f"column.{name}": header for name, header in table.taken.items()},
             **{f"missing.{name}": f"{share:.6g}" for name, share in table.missing.items()},
         }
         self._parameters(self.run_id, parameters)
-        for name, value in constant.named("constant_").items():
+        for name, value in (constant.named("constant_") | _named(forward, "constant_forward_")).items():
             self.client.log_metric(self.run_id, name, value)
         if table.faults:
             text = "\n".join(map(str, table.faults))
@@ -173,7 +174,8 @@ class Recorder:
     def _fitted(self, fitted: Fitted) -> None:
         run_id = self.children[fitted.candidate]
         last = {"training_loss": fitted.training_loss, "training_seconds": fitted.seconds}
-        self._metrics(fitted.candidate, last | _scores_by_gaps(fitted), fitted.epochs)
+        more = _scores_by_gaps(fitted) | _named(fitted.forward, "forward_")
+        self._metrics(fitted.candidate, last | more, fitted.epochs)
         self._flush(fitted.candidate)
         with scratch_folder(self.settings.state / "scratch") as folder:
             for _ in draw_plots(fitted, self.table, self.table.schema.target, folder):
@@ -182,7 +184,8 @@ class Recorder:
         self.client.set_terminated(run_id)
 
     def _chosen(self, champion: Fitted, challenger: Fitted | None) -> None:
-        for name, value in (champion.scores.named("validation_") | _scores_by_gaps(champion)).items():
+        more = _scores_by_gaps(champion) | _named(champion.forward, "forward_")
+        for name, value in (champion.scores.named("validation_") | more).items():
             self.client.log_metric(self.run_id, name, value)
         self.client.log_metric(self.run_id, "training_loss", champion.training_loss)
         self.client.set_tag(self.run_id, "champion", champion.candidate)
@@ -227,6 +230,11 @@ class Recorder:
         if folder and folder.name == ARTIFACTS and folder != self.settings.state.absolute() / ARTIFACTS:
             found = f"MLflow's database names {folder} for the files of this experiment, and the database has moved"
             raise Refused(f"{found}; run `gleaner doctor --fix` in the folder of the database")
+
+
+def _named(scores: Scores | None, prefix: str) -> dict[str, float]:
+    """Return scores as metrics; nothing for None."""
+    return scores.named(prefix) if scores else {}
 
 
 def _scores_by_gaps(fitted: Fitted) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.inspection import permutation_importance
-from sklearn.model_selection import KFold, ParameterGrid
+from sklearn.model_selection import ParameterGrid
 from threadpoolctl import threadpool_limits
 
 from gleaner.errors import BadTraining
@@ -22,9 +22,9 @@ from gleaner.table.schema import Schema
 from gleaner.table.tables import Table
 from gleaner.training.candidates import FAMILIES, ROWS_WORTH_THREADS, Parameters, Task
 from gleaner.training.events import Chosen, Epoch, Event, Fitted, Started, Step, TableRead, Tuned, Validated
+from gleaner.training.folds import GRID_FOLDS, Rows, check_groups, forward_folds, grid_folds, shuffled_folds
 from gleaner.training.suspects import suspects
 
-GRID_FOLDS = 3
 SAMPLE_ROWS = 10_000
 
 
@@ -33,16 +33,18 @@ def train(table: Table, settings: Settings) -> Iterator[Event]:
 
     A candidate's parameters are tuned once by r2 on 3 unshuffled folds. Then the candidate is validated with those
     parameters on shuffled folds, several times. Both see the same rows, so the scores are a little optimistic.
+    Rows of one group stay in one fold. If the rows have days, each candidate is also scored forward in time; that
+    score decides nothing.
     The champion has the least out-of-fold mean absolute error and the challenger the next, unless the settings name
     others.
     Raises BadTraining if the table or the settings do not allow a training.
     """
     _check(table, settings)
     families = [FAMILIES[name] for name in settings.training.candidates]
-    fits = settings.training.folds * settings.training.repeats + 1
+    fits = settings.training.folds * settings.training.repeats + len(forward_folds(table.days)) + 1
     grids = [dict(family.grid(_task(table.schema, settings))) for family in families]
     steps = sum(fits + GRID_FOLDS * len(ParameterGrid(grid)) * bool(grid) for grid in grids)
-    yield TableRead(table, _constant(table, settings), steps)
+    yield TableRead(table, _constant(table, settings), steps, _constant_forward(table, settings))
     fitted: list[Fitted] = []
     for name in settings.training.candidates:
         for event in _Candidate(name, table, settings).train():
@@ -73,7 +75,8 @@ class _Candidate:
             try:
                 parameters = yield from self._tune()
                 scores, out_of_fold = yield from self._validate(parameters)
-                yield from self._fit(parameters, scores, out_of_fold, began)
+                forward = yield from self._validate_forward(parameters)
+                yield from self._fit(parameters, scores, out_of_fold, forward, began)
             except ValueError as e:
                 # scikit-learn's error for a table that a family cannot fit, such as a target that is always 0.
                 reason = f"{self.name} cannot be fitted to this table: {e}; leave it out of training.candidates"
@@ -89,7 +92,7 @@ class _Candidate:
         X, y = self.X, self.y
         scores: dict[str, list[float]] = {}
         tried: dict[str, Parameters] = {}
-        for train_rows, test_rows in KFold(GRID_FOLDS).split(X):
+        for train_rows, test_rows in grid_folds(self.table):
             for parameters, predicted in self.family.trials(self.task, X[train_rows], y[train_rows], X[test_rows]):
                 tried[repr(parameters)] = parameters
                 scores.setdefault(repr(parameters), []).append(r2(y[test_rows], predicted))
@@ -100,15 +103,13 @@ class _Candidate:
 
     def _validate(self, parameters: Parameters) -> Generator[Event, None, tuple[Scores, Array]]:
         """Cross-validate; return the mean scores and the first repeat's predictions, shape (n,)."""
-        X, y = self.X, self.y
+        y = self.y
         repeats: list[Scores] = []
         out_of_fold = np.empty(0)
         for repeat in range(self.settings.training.repeats):
             predicted = np.empty(len(y))
-            for train_rows, test_rows in _folds(self.settings, repeat).split(X):
-                estimator = self.family.make(self.task, parameters, X[train_rows])
-                estimator.fit(X[train_rows], y[train_rows])
-                predicted[test_rows] = estimator.predict(X[test_rows])
+            for train_rows, test_rows in shuffled_folds(self.table, self.settings, repeat):
+                predicted[test_rows] = self._predict(parameters, train_rows, test_rows)
                 yield Step(self.name, "fold")
             if not np.isfinite(predicted).all():
                 raise ValueError("its predictions are not finite")
@@ -117,7 +118,24 @@ class _Candidate:
             yield Validated(self.name, repeat + 1, Scores.mean(repeats))
         return Scores.mean(repeats), self.scorer.clip(out_of_fold)
 
-    def _fit(self, parameters: Parameters, scores: Scores, out_of_fold: Array, began: float) -> Iterator[Event]:
+    def _validate_forward(self, parameters: Parameters) -> Generator[Event, None, Scores | None]:
+        """Return the scores of later rows, predicted from earlier ones."""
+        predicted = np.full(len(self.y), np.nan)
+        for train_rows, test_rows in forward_folds(self.table.days):
+            predicted[test_rows] = self._predict(parameters, train_rows, test_rows)
+            yield Step(self.name, "forward")
+        return _forward_scores(self.table, predicted, self.scorer)
+
+    def _predict(self, parameters: Parameters, train_rows: Rows, test_rows: Rows) -> Array:
+        """Predict some rows by an estimator fitted to others."""
+        estimator = self.family.make(self.task, parameters, self.X[train_rows])
+        estimator.fit(self.X[train_rows], self.y[train_rows])
+        predicted: Array = estimator.predict(self.X[test_rows])
+        return predicted
+
+    def _fit(
+        self, parameters: Parameters, scores: Scores, out_of_fold: Array, forward: Scores | None, began: float
+    ) -> Iterator[Event]:
         """Fit on all rows. began: the start of the candidate, by `time.perf_counter`."""
         X, y, seed = self.X, self.y, self.settings.training.seed
         sample = _sample(len(y), seed)
@@ -133,6 +151,7 @@ class _Candidate:
             parameters=parameters,
             scores=scores,
             out_of_fold=out_of_fold,
+            forward=forward,
             training_loss=self.scorer.loss(y, estimator.predict(X)),
             epochs=epoch,
             seconds=time.perf_counter() - began,
@@ -159,6 +178,7 @@ def _check(table: Table, settings: Settings) -> None:
     least = max(2 * GRID_FOLDS, 2 * training.folds)
     if len(table.y) < least:
         raise BadTraining(f"{table.path} has {len(table.y)} usable rows; {training.folds} folds need at least {least}")
+    check_groups(table, settings)
     for name, numbers in zip(table.schema.columns, table.X.T, strict=True):
         if np.isnan(numbers).all():
             raise BadTraining(f"{table.path} has no value of {name!r} in any usable row; delete its [[features]]")
@@ -175,15 +195,31 @@ def _constant(table: Table, settings: Settings) -> Scores:
     repeats = []
     for repeat in range(settings.training.repeats):
         predicted = np.empty(len(table.y))
-        for train_rows, test_rows in _folds(settings, repeat).split(table.X):
+        for train_rows, test_rows in shuffled_folds(table, settings, repeat):
             predicted[test_rows] = np.median(table.y[train_rows])
         repeats.append(scorer_of(settings).scores(table.y, predicted))
     return Scores.mean(repeats)
 
 
-def _folds(settings: Settings, repeat: int) -> Any:
-    seed = (settings.training.seed + repeat) % 2**32
-    return KFold(settings.training.folds, shuffle=True, random_state=seed)
+def _constant_forward(table: Table, settings: Settings) -> Scores | None:
+    """Return the scores of predicting the median of earlier rows."""
+    predicted = np.full(len(table.y), np.nan)
+    for train_rows, test_rows in forward_folds(table.days):
+        predicted[test_rows] = np.median(table.y[train_rows])
+    return _forward_scores(table, predicted, scorer_of(settings))
+
+
+def _forward_scores(table: Table, predicted: Array, scorer: Scorer) -> Scores | None:
+    """Return the scores of the tested rows.
+
+    None if no row is tested.
+    predicted: (n,) predictions of later rows from earlier ones.
+    """
+    folds = forward_folds(table.days)
+    if not folds:
+        return None
+    tested = np.concatenate([test_rows for _, test_rows in folds])
+    return scorer.scores(table.y[tested], predicted[tested])
 
 
 def _task(schema: Schema, settings: Settings) -> Task:

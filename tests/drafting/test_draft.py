@@ -126,6 +126,18 @@ def test_a_european_table_is_drafted_in_its_own_notation(tmp_path):
     assert 0 == table.refused
 
 
+def test_numbers_in_brackets_are_drafted_as_negative(tmp_path):
+    rows = [(f"({i}.50)" if i % 3 else i, f"(€{i * 7 % 23})" if i % 2 else f"€{i}", i % 5) for i in range(1, 31)]
+    table = train_on(load(write(tmp_path / "ledger.csv", ["balance", "profit", "y"], *rows), "y"))
+
+    assert ("balance", "profit") == table.schema.names
+    assert [[-i - 0.5 if i % 3 else i, -(i * 7 % 23) if i % 2 else i] for i in range(1, 31)] == table.X.tolist()
+
+
+def test_a_column_wholly_in_brackets_is_left_to_a_person(tmp_path):
+    assert feature(tmp_path, *[f"({i * 7 % 23 + 2})" for i in range(30)]) is None
+
+
 def test_a_column_with_a_currency_sign_is_read_as_other_columns_settle_it(tmp_path):
     rows = [[f"{20 + i},5", f"{100 + i * i % 37}.{i:03} €"] for i in range(30)]
     path = tmp_path / "house.csv"

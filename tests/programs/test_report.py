@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from made import table
 
 from gleaner.model.scores import Scores
-from gleaner.programs.report import check_bounds
+from gleaner.programs.report import TrainingReport, check_bounds
 from gleaner.settings.sections import Alerts
-from gleaner.training.events import Fitted
+from gleaner.training.events import Fitted, TableRead
 
 
 def bounds(*, median: float, champion: float, loss: float = 0.1) -> list[str]:
@@ -29,3 +30,16 @@ def test_an_alert_that_cannot_fire_is_reported(median):
 def test_an_alert_that_fires_for_every_model_like_this_is_reported():
     assert ["LowValidationAccuracy will fire"] == bounds(median=0.3, champion=0.79)
     assert ["HighTrainingLoss will fire"] == bounds(median=0.3, champion=0.9, loss=0.51)
+
+
+@pytest.mark.parametrize("later", [None, Scores(0.5, 0.6, 0.2, 7.25)])
+def test_the_forward_score_stands_beside_the_shuffled_one(capsys, later):
+    report = TrainingReport(Alerts(), quiet=False)
+    scores = Scores(0.2, 0.85, 0.6, 5.0)
+    report.show(TableRead(table(), Scores(0.4, 0.75, 0.0, 10.0), 1, later and Scores(0.6, 0.5, 0.0, 12.5)))
+    report.show(Fitted("linear", None, {}, scores, np.empty(0), 0.1, 1, 0.1, forward=later))
+    report.done({"champion": {"version": 1, "candidate": "linear", "mae": 5.0}}, 1.0)
+    head, median, linear, *rest = capsys.readouterr().out.splitlines()
+    assert ("forward mae" in head) == bool(later)
+    assert ("12.500" in median) == ("7.250" in linear) == bool(later)
+    assert ("forward mae: each later part of the table, predicted from the rows before it" in rest) == bool(later)

@@ -66,6 +66,21 @@ def number_of(notation: Notation, cell: str) -> float | None:
         (Notation(strip="Fr. kr."), "Fr. 5.50", 5.5),
         (Notation(strip="Fr. kr."), "12 kr.", 12.0),
         (Notation(), "1,234.5", None),
+        (Notation(), "(12)", None),
+        (Notation(brackets=True), "(12)", -12.0),
+        (Notation(brackets=True), " ( 12.5 ) ", -12.5),
+        (Notation(brackets=True), "12", 12.0),
+        (Notation(brackets=True), "-12", -12.0),
+        (Notation(brackets=True), "(-12)", None),
+        (Notation(brackets=True), "-(12)", None),
+        (Notation(brackets=True), "(12", None),
+        (Notation(brackets=True), "12)", None),
+        (Notation(brackets=True), "((12))", None),
+        (Notation(brackets=True), "()", None),
+        (Notation(".", ",", "$ %", True), "$(1,234.50)", -1234.5),
+        (Notation(".", ",", "$ %", True), "($ 1,234.50)", -1234.5),
+        (Notation(".", ",", "$ %", True), "(25 %)", -25.0),
+        (Notation(".", ",", "$ %", True), "(1,23)", None),
     ],
 )
 def test_a_notation_reads_its_own_numbers_and_no_others(notation, cell, number):
@@ -73,9 +88,18 @@ def test_a_notation_reads_its_own_numbers_and_no_others(notation, cell, number):
 
 
 SIGNS = st.sampled_from(
-    [Notation(d, t, s) for d in ".," for t in ("", ".", ",", " ", "'") if t != d for s in ("", "€ %")]
+    [
+        Notation(d, t, s, brackets)
+        for d in ".,"
+        for t in ("", ".", ",", " ", "'")
+        if t != d
+        for s in ("", "€ %")
+        for brackets in (False, True)
+    ]
 )
-WRITTEN = st.text("0123456789.,'+-e \u00a0€%", max_size=9) | st.sampled_from(["1.234,5", "1,234.5", "1 234", "€5", "7"])
+WRITTEN = st.text("0123456789.,'+-e \u00a0€%()", max_size=9) | st.sampled_from(
+    ["1.234,5", "1,234.5", "1 234", "€5", "7", "(7)", "(€1.234,5)"]
+)
 
 
 @properties
@@ -95,6 +119,8 @@ def test_many_cells_are_read_as_each_alone_or_not_at_all(notation, cells):
 def test_a_number_written_in_a_notation_reads_back_as_itself(number, notation):
     written = f"{number:,.3f}".replace(",", "T").replace(".", notation.decimal).replace("T", notation.thousands)
     cell = written + " €" * bool(notation.strip)
+    if notation.brackets and number < 0:
+        cell = f"({cell.replace('-', '')})"
 
     assert float(f"{number:.3f}") == number_of(notation, cell)
     assert [float(f"{number:.3f}")] == np.asarray(Feature(name="a").accept_cells([f"{number:.3f}"])).tolist()

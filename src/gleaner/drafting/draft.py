@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from gleaner.drafting.kinds import Ask, Decision, decide, decide_target, settle_notation, settled_decimal
+from gleaner.drafting.kinds import Ask, Decision, decide, decide_target, settle_notation
 from gleaner.drafting.leaks import find_leaks
+from gleaner.drafting.notations import settled_decimal
 from gleaner.drafting.profile import Profile, profile_columns
 from gleaner.drafting.scores import draft_scores
 from gleaner.errors import BadTable
@@ -26,7 +27,7 @@ from gleaner.table.tables import Table, plain_name
 from gleaner.table.words import plain_text
 
 _LONGEST_NAME = 64  # of a model
-_NOTATION = ("decimal", "thousands", "strip")
+_NOTATION = ("decimal", "thousands", "strip", "brackets")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from gleaner.drafting.notations import find_signs, name_keys, notations, read_cells
 from gleaner.drafting.profile import Profile
 from gleaner.table.dates import DAY, read_format, read_moment
 from gleaner.table.feature import Feature
@@ -29,10 +29,6 @@ _CODE = frozenset(
     ["zip", "zipcode", "postcode", "postal", "plz", "code", "ward", "district", "region", "store", "branch"]
 )
 _ID = frozenset(["id", "ids", "uuid", "guid", "index", "idx", "key", "no", "nr", "num", "number", "row", "rownames"])
-
-_NOTATIONS = [Notation(decimal, thousands) for decimal, thousands in (
-    (".", ""), (".", ","), (",", ""), (",", "."), (",", " "), (".", " "), (".", "'"), (",", "\u00a0"), (",", "\u202f"),
-)]  # fmt: skip
 
 _CENTURY = (-25_567 * DAY, 47_482 * DAY)  # from 1900 to 2099, for dates without separators
 _TIMES = ("", " %H:%M", " %H:%M:%S", "T%H:%M", "T%H:%M:%S")
@@ -162,9 +158,8 @@ def _codes(profile: Profile, bare: Feature, _: Ask) -> Found | None:
 
 def _numbers(profile: Profile, bare: Feature, ask: Ask) -> _Numbers | Found | None:
     values = profile.values
-    signs = _signs(values)
-    notations = [replace(notation, strip=signs) for notation in _NOTATIONS]
-    tried = [(notation, *_read(values, notation)) for notation in notations]
+    signs = find_signs(values)
+    tried = [(notation, *read_cells(values, notation)) for notation in notations(values)]
     most = max(rows for _, rows, _ in tried)
     plain = tried[0]
     total = sum(values.values())
@@ -180,29 +175,21 @@ def _numbers(profile: Profile, bare: Feature, ask: Ask) -> _Numbers | Found | No
             answers = [f"{one[2][cell]:,.15g}" for one in (chosen, others[0])]
             answer = ask(f"{profile.header!r}: is {show(cell)} the number {answers[0]} or {answers[1]}?", answers)
             if answer is None:
-                added = " or ".join(_keys(one[0]) for one in (chosen, others[0]))
+                added = " or ".join(name_keys(one[0]) for one in (chosen, others[0]))
                 return None, f"{show(cell)} is {answers[0]} or {answers[1]}: decide, and add {added}"
             chosen = (chosen, others[0])[answer]
     notation, rows, numbers = chosen
     keys: dict[str, Any] = {}
     is_plain = notation == Notation()
     if not is_plain or any("." in cell for cell in numbers):  # `[table]` of the draft may have another notation
-        keys = {"decimal": notation.decimal, "thousands": notation.thousands, "strip": notation.strip}
+        keys = {key: getattr(notation, key) for key in ("decimal", "thousands", "strip")}
+        keys |= {"brackets": True} if notation.brackets else {}
     is_whole = all(number.is_integer() for number in numbers.values())
     why = ("whole numbers" if is_whole else "numbers") + f", written as {show(next(iter(numbers)))}" * (not is_plain)
     if left := total - rows:
         word = next(cell for cell in values if cell not in numbers)
         why += f"; {left:,} {'cell is' if left == 1 else 'cells are'} no number, such as {show(word)}: see `map`"
     return _Numbers(replace(bare, type="int" if is_whole else "float", **keys), why, numbers)
-
-
-def settled_decimal(profile: Profile) -> str:
-    """Return the one decimal sign that reads a column, else ""."""
-    values = profile.values
-    tried = [(notation, _read(values, replace(notation, strip=_signs(values)))[0]) for notation in _NOTATIONS]
-    most = max(rows for _, rows in tried)
-    found = {notation.decimal for notation, rows in tried if rows == most}
-    return found.pop() if len(found) == 1 and most * 2 > sum(values.values()) else ""
 
 
 def settle_notation(decision: Decision, profile: Profile, common: Notation, ask: Ask) -> Decision:
@@ -214,8 +201,8 @@ def settle_notation(decision: Decision, profile: Profile, common: Notation, ask:
     feature = decision.feature
     if feature is None or feature.decimal is None or not feature.is_number or feature.notation == common:
         return decision
-    other = replace(common, strip=feature.strip or "")
-    (_, own), (_, read) = _read(profile.values, feature.notation), _read(profile.values, other)
+    other = replace(common, strip=feature.strip or "", brackets=bool(feature.brackets))
+    (_, own), (_, read) = read_cells(profile.values, feature.notation), read_cells(profile.values, other)
     if not own.keys() <= read.keys():
         return decision
     keys: dict[str, Any] = {"decimal": other.decimal, "thousands": other.thousands}
@@ -223,7 +210,7 @@ def settle_notation(decision: Decision, profile: Profile, common: Notation, ask:
         answers = [f"{numbers[cell]:,.15g}" for numbers in (own, read)]
         answer = ask(f"{decision.header!r}: is {show(cell)} the number {answers[0]} or {answers[1]}?", answers)
         if answer is None:
-            added = " or ".join(map(_keys, (feature.notation, other)))
+            added = " or ".join(map(name_keys, (feature.notation, other)))
             why = f"{show(cell)} is {answers[0]}, or {answers[1]} as in other columns: decide, and add {added}"
             return replace(decision, feature=None, why=why)
         if answer == 0:
@@ -345,29 +332,6 @@ def _find_sentinels(rows: dict[float, int]) -> list[float]:
         if max(low - number, number - high) > high - low > 0:
             found.append(number)
     return found
-
-
-def _read(values: Iterable[str], notation: Notation) -> tuple[int, dict[str, float]]:
-    """Return (the rows that a notation reads, the number of each cell)."""
-    numbers: dict[str, float] = {}
-    for cell in values:
-        try:
-            numbers[cell] = notation.read(cell)
-        except ValueError:
-            continue
-    counts = values if isinstance(values, Counter) else Counter(values)
-    return sum(counts[cell] for cell in numbers), numbers
-
-
-def _signs(values: Iterable[str]) -> str:
-    """Return the signs of currencies and percent in cells."""
-    found = {char for cell in itertools.islice(values, 1_000) for char in cell}
-    return " ".join(sorted(char for char in found if char == "%" or unicodedata.category(char) == "Sc"))
-
-
-def _keys(notation: Notation) -> str:
-    keys = [f'decimal = "{notation.decimal}"']
-    return ", ".join(keys + ([f'thousands = "{notation.thousands}"'] if notation.thousands else []))
 
 
 def _moments(values: Iterable[str], formats: Sequence[str], give_up: int | None = None) -> dict[str, float]:

@@ -71,8 +71,8 @@ def _check_notation(notation: Notation) -> None:
         right = f"another sign than `decimal`, which is {decimal!r}"
         raise ValueError(f"thousands: {wanted(right, repr(thousands))}")
     for sign in notation.strip.split():
-        if re.search(r"[\d+-]", sign) or not sign.strip(THOUSANDS):
-            right = "signs such as `€ $ %`, without digits, signs of numbers and points alone"
+        if re.search(r"[\d()+-]", sign) or not sign.strip(THOUSANDS):
+            right = "signs such as `€ $ %`, without digits, brackets, signs of numbers and points alone"
             raise ValueError(f"strip: {wanted(right, repr(sign))}")
 
 
@@ -114,7 +114,7 @@ def check_features(features: tuple[Feature, ...]) -> tuple[Feature, ...]:
 _CATEGORY = ("values", "unknown", "min_count")
 _BOOL = ("true_values", "false_values")
 _DATE = ("formats", "timezone", "parts")
-_NUMBER = ("min", "max", "map", "decimal", "thousands", "strip")
+_NUMBER = ("min", "max", "map", "decimal", "thousands", "strip", "brackets")
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "float": (*_NUMBER, "monotone", "fold"),
     "int": (*_NUMBER, "monotone", "fold"),

@@ -34,6 +34,7 @@ _FEATURE_KEYS = {
     "decimal": "The sign before the decimals, in place of `table.decimal`.",
     "thousands": "The sign between groups of three digits, in place of `table.thousands`.",
     "strip": "Signs beside a number that mean nothing, in place of `table.strip`.",
+    "brackets": "Whether a number in brackets is negative, in place of `table.brackets`.",
     "description": "The column's meaning, for readers.",
 }
 

@@ -46,6 +46,7 @@ class TableFiles(Section):
     decimal: str = Field(".", description="The sign before the decimals of a number: `.` or `,`.")
     thousands: str = Field("", description="The sign between groups of three digits; empty for none.")
     strip: str = Field("", description="Signs beside a number that mean nothing, with blanks between them: `€ $ %`.")
+    brackets: bool = Field(False, description="Whether a number in brackets is negative: `(12)` is -12.")
 
 
 class Training(Section):

@@ -35,7 +35,7 @@ class Declared:
     formats: of dates in text, beside ISO 8601, as `datetime.strptime` has them.
     timezone: of dates without one; empty for UTC.
     parts: the columns made from a date.
-    decimal, thousands, strip: the notation of numbers in cells; see `Notation`.
+    decimal, thousands, strip, brackets: the notation of numbers in cells; see `Notation`.
     """
 
     __pydantic_config__ = {
@@ -65,6 +65,7 @@ class Declared:
     decimal: str | None = None
     thousands: str | None = None
     strip: str | None = None
+    brackets: bool | None = None
     description: str = ""
 
     @property
@@ -135,7 +136,7 @@ class Declared:
 
     @property
     def notation(self) -> Notation:
-        return Notation(self.decimal or ".", self.thousands or "", self.strip or "")
+        return Notation(self.decimal or ".", self.thousands or "", self.strip or "", bool(self.brackets))
 
     @property
     def gaps(self) -> Gaps:

@@ -192,7 +192,7 @@ class Target:
 
     min: the lowest prediction and the lowest accepted actual value.
     missing_values: entries of files that stand for a missing value, beside an empty cell.
-    decimal, thousands, strip: the notation of numbers in cells; see `Notation`.
+    decimal, thousands, strip, brackets: the notation of numbers in cells; see `Notation`.
     """
 
     name: str
@@ -202,6 +202,7 @@ class Target:
     decimal: str | None = None
     thousands: str | None = None
     strip: str | None = None
+    brackets: bool | None = None
     missing_values: tuple[str, ...] = ()
 
     @property
@@ -237,4 +238,5 @@ def _feature_of(target: Target) -> Feature:
         decimal=target.decimal,
         thousands=target.thousands,
         strip=target.strip,
+        brackets=target.brackets,
     )

@@ -75,10 +75,11 @@ def _others(cell: str, notation: Notation) -> Iterator[Notation]:
     known = notation.strip.split()
     signs = {char for char in cell if char == "%" or unicodedata.category(char) == "Sc"}
     strip = " ".join([*known, *sorted(signs.difference(known))]) if signs.difference(known) else notation.strip
+    brackets = notation.brackets or "(" in cell
     for decimal in dict.fromkeys((notation.decimal, *DECIMALS)):
         for thousands in dict.fromkeys((notation.thousands, "", ",", ".", " ", "'")):
             if thousands != decimal:
-                yield Notation(decimal, thousands, strip)
+                yield Notation(decimal, thousands, strip, brackets)
 
 
 def _reads(notation: Notation, cell: str) -> float | None:
@@ -90,11 +91,11 @@ def _reads(notation: Notation, cell: str) -> float | None:
 
 def _keys(notation: Notation, plain: Notation) -> list[str]:
     """Return the keys of a notation that differ from another's."""
-    keys = ("decimal", "thousands", "strip")
+    keys = ("decimal", "thousands", "strip", "brackets")
     return [
         f"{key} = {_quoted(getattr(notation, key))}" for key in keys if getattr(notation, key) != getattr(plain, key)
     ]
 
 
-def _quoted(sign: str) -> str:
-    return f'"{sign}"'
+def _quoted(sign: str | bool) -> str:
+    return f'"{sign}"' if isinstance(sign, str) else str(sign).lower()

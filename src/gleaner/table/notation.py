@@ -26,27 +26,30 @@ class Notation:
     decimal: the sign before the decimals.
     thousands: the sign between groups of three digits; empty for none.
     strip: signs beside a number that mean nothing, such as those of currencies, with blanks between them.
+    brackets: whether a number in brackets is negative.
     """
 
     decimal: str = "."
     thousands: str = ""
     strip: str = ""
+    brackets: bool = False
 
     @property
     def is_plain(self) -> bool:
-        return self.decimal == "." and not self.thousands and not self.strip
+        return self.decimal == "." and not self.thousands and not self.strip and not self.brackets
 
     def read(self, cell: str) -> float:
         """Return the number of a cell without blanks around it. Raises ValueError."""
         if self.is_plain:
             return read_number(cell)
-        match = _pattern(self.decimal, self.thousands, self.strip).fullmatch(cell)
+        match = _pattern(self.decimal, self.thousands, self.strip, self.brackets).fullmatch(cell)
         if not match:
             raise ValueError
-        before, after, grouped, whole = match.groups(default="")
+        before, after, *written = match.groups(default="")
+        grouped, whole, is_less = written[0] or written[2], written[1] or written[3], any(written[2:])
         for sign in _alike(self.thousands):
             grouped = grouped.replace(sign, "")
-        return float((before or after) + (grouped or whole).replace(self.decimal, "."))
+        return float(("-" if is_less else before or after) + (grouped or whole).replace(self.decimal, "."))
 
     def read_all(self, cells: Sequence[str]) -> Array | None:
         """Return the numbers of many cells; None if `read` may refuse one.
@@ -55,7 +58,7 @@ class Notation:
         """
         if self.is_plain:
             return read_numbers(cells)
-        if not self.thousands and not self.strip:
+        if not self.thousands and not self.strip and not self.brackets:
             text = "\0".join(cells)
             if "." in text or text.count("\0") != max(0, len(cells) - 1):
                 return None
@@ -73,17 +76,21 @@ def _alike(thousands: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _pattern(decimal: str, thousands: str, strip: str) -> re.Pattern[str]:
+def _pattern(decimal: str, thousands: str, strip: str, brackets: bool) -> re.Pattern[str]:
     """Return the pattern of a number.
 
-    Its groups: a minus or plus before a stripped sign, one behind it, digits in groups, and digits without groups.
+    Its groups: a minus or plus before a stripped sign, one behind it, digits in groups, and digits without groups. The
+    last two come again for digits in brackets.
     Groups have no power and no zero in front, so that 1.234e5 and 0.123 are never taken for thousands.
     """
-    before = after = ""
+    before, after, blanks = "", "", f"[{BLANKS}\t]*"
     if signs := sorted(map(re.escape, plain_text(strip).split()), key=len, reverse=True):
-        sign, blanks = f"(?:{'|'.join(signs)})", f"[{BLANKS}\t]*"
+        sign = f"(?:{'|'.join(signs)})"
         before, after = f"(?:{sign}{blanks})?", f"(?:{blanks}{sign})?"
     point = re.escape(decimal)
     grouped = rf"[1-9]\d{{0,2}}(?:[{re.escape(_alike(thousands))}]\d{{3}})+(?:{point}\d*)?" if thousands else "(?!)"
     whole = rf"(?:\d+{point}?\d*|{point}\d+)(?:[eE][+-]?\d+)?"
-    return re.compile(rf"(?:([+-]?){before}|{before}([+-]))(?:({grouped})|({whole})){after}", re.ASCII)
+    digits = rf"(?:({grouped})|({whole}))"
+    open_, close = (rf"\({blanks}", rf"{blanks}\)") if brackets else ("(?!)", "")
+    signed, within = rf"(?:([+-]?){before}|{before}([+-])){digits}{after}", rf"{open_}{before}{digits}{after}{close}"
+    return re.compile(rf"{signed}|{before}{within}{after}", re.ASCII)

@@ -354,6 +354,16 @@ def test_csv_comes_back_with_its_columns_and_refused_rows_in_their_place(routes)
     ] == list(csv.reader(io.StringIO(response.text, newline=""), delimiter=";"))
 
 
+def test_csv_comes_back_with_the_titles_above_its_header(routes):
+    text = 'Drive of May\n\n=1+1;"a\nb"\ntime_spent;doors_in_route;assessed_value\n30;50;200000\n'
+
+    response = send_csv(routes, text, "?columns=all")
+
+    header = "time_spent;doors_in_route;assessed_value;prediction"
+    expected = ["Drive of May", "", '\'=1+1;"a\nb"', header, f"30;50;200000;{NUMBER!r}", ""]
+    assert "\r\n".join(expected) == response.text
+
+
 def test_all_columns_are_refused_where_they_cannot_come_back(routes):
     taken = send_csv(routes, "time_spent,doors_in_route,assessed_value,Prediction\n30,50,200000,1\n", "?columns=all")
     json_body = routes.post("/v1/predict?columns=all", json=[ROUTE])

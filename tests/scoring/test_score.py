@@ -230,6 +230,12 @@ def test_a_version_is_tested_before_its_first_use_only(score, home):
             b'assessed_value,note,doors_in_route,time_spent,prediction,problem\n 2e5 ,"a, ""b""\nc",5.0e1,+30,%s,\n'
             b"200000.,,50,30,%s,\n",
         ),
+        (  # titles above the header
+            b'sep=;\r\nDrive in W\xe4rz;\r\n"two\nlines";=1+1\r\n\r\n'
+            b"time_spent;doors_in_route;assessed_value\r\n30;50;200000\r\n",
+            b'sep=;\r\nDrive in W\xe4rz;\r\n"two\nlines";\'=1+1\r\n\r\n'
+            b"time_spent;doors_in_route;assessed_value;prediction;problem\r\n30;50;200000;%s;\r\n",
+        ),
     ],
 )
 def test_the_table_keeps_its_delimiter_encoding_and_cells(score, home, body, expected, monkeypatch):

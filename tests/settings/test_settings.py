@@ -496,7 +496,8 @@ def test_a_fault_of_a_section_does_not_repeat_the_section(tmp_path):
         ),
         (
             '[table]\nstrip = "€ -"',
-            "table.strip: wanted signs such as `€ $ %`, without digits, brackets, signs of numbers and points alone, got '-'",
+            "table.strip: wanted signs such as `€ $ %`, without digits, brackets, signs of numbers and points alone, "
+            "got '-'",
         ),
         (
             '[table]\ndecimal = ","\n[[features]]\nname = "a"\nthousands = ","',

@@ -24,6 +24,7 @@ from gleaner.table.messages import explain_cell, show
 from gleaner.table.notation import Notation
 from gleaner.table.schema import Schema
 from gleaner.table.tables import Table, plain_name
+from gleaner.table.totals import rows_of_values
 from gleaner.table.words import plain_text
 
 _LONGEST_NAME = 64  # of a model
@@ -60,7 +61,7 @@ def draft_settings(path: Path, target: str, ask: Ask = no_answer, *, encoding: s
     """
     with open_csv(path, encoding=encoding, names=[(target,)]) as file:
         at = file.columns.find(target, ())
-        profiles = profile_columns(file.header, (cells for _, cells in file.rows()))
+        profiles = profile_columns(file.header, rows_of_values(file.rows(), file.header))
     if not profiles[at].rows:
         raise BadTable(path, "has a header and no rows below it")
     signs = {sign for profile in profiles if (sign := settled_decimal(profile))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import compress
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import BinaryIO, Self
 from gleaner.errors import Unwritable
 from gleaner.scoring.output import Output
 from gleaner.table.csv import CsvFile, open_csv, read_rows
-from gleaner.table.csv_text import csv_text, disarm, padded
+from gleaner.table.csv_text import csv_text, disarm, padded, titles_text
 from gleaner.table.numbers import Array
 from gleaner.table.schema import Schema
 from gleaner.table.tables import Chunk, RefusedRow
@@ -37,7 +37,7 @@ class CsvSource:
 
 
 class CsvWriter:
-    """A writer of CSV: the input's cells, then the columns of `new_columns`.
+    """A writer of CSV: the input's cells, then the columns of `new_columns`, below the lines above its header.
 
     The digits of a prediction read back as the same number. A text that a spreadsheet would run as a formula gets
     a `'` before it, which spreadsheets read as "this is text"; numbers stay as they are.
@@ -56,6 +56,8 @@ class CsvWriter:
         self._delimiter, self._end = (like.delimiter, like.line_end) if like else (",", "\n")
         if like and like.mark:
             output.write(like.mark)
+        if like:
+            self._write_text(lambda: titles_text(like.above(), self._delimiter, self._end))
         self._write([header], [columns])
 
     def write(self, chunk: Chunk, predictions: Array) -> None:
@@ -73,12 +75,16 @@ class CsvWriter:
         pass
 
     def _write(self, rows: Sequence[Sequence[str]], more: Sequence[Sequence[str]]) -> None:
-        if not rows:
-            return
+        if rows:
+            self._write_text(lambda: self._text(rows, more))
+
+    def _text(self, rows: Sequence[Sequence[str]], more: Sequence[Sequence[str]]) -> str:
+        safe = disarm(padded(rows, self._width), self._width)
+        return csv_text([[*row, *cells] for row, cells in zip(safe, more, strict=True)], self._delimiter, self._end)
+
+    def _write_text(self, make: Callable[[], str]) -> None:
         try:
-            rows = disarm(padded(rows, self._width), self._width)
-            lines = [[*row, *cells] for row, cells in zip(rows, more, strict=True)]
-            self._output.write(csv_text(lines, self._delimiter, self._end).encode(self._encoding))
+            self._output.write(make().encode(self._encoding))
         except UnicodeEncodeError as e:
             reason = f"{e.object[e.start : e.end]!r} cannot be written in the table's own encoding, {self._encoding}"
             raise Unwritable(self._output.name, reason) from e

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +22,7 @@ from gleaner.errors import NAMED_FAULTS, BadTable, Fault, wanted
 from gleaner.table.aside import Aside
 from gleaner.table.encodings import Encoded, examine
 from gleaner.table.feature import Feature, Target
-from gleaner.table.header import explain_csv, explain_row, find_header, repeats_header
+from gleaner.table.header import explain_csv, explain_row, find_header
 from gleaner.table.learning import Learner
 from gleaner.table.lines import LONGEST_LINE, Lines, recoded
 from gleaner.table.messages import show, show_cell
@@ -38,6 +39,7 @@ from gleaner.table.tables import (
     tally_text,
     unreadable,
 )
+from gleaner.table.totals import refuse_totals, rows_of_values
 
 BLOCK_BYTES = 1 << 17
 _SMALL_BYTES = 1 << 11  # about as many as are read row by row around a refused row
@@ -89,6 +91,17 @@ class CsvFile:
                     yield line, cells
         except csv.Error as e:
             raise BadTable(self.name, f"is not CSV: {explain_csv(e)}", line=lines.number) from e
+
+    def above(self) -> list[list[str]]:
+        """Return the rows above the header: titles, blank lines and a line `sep=;`. Raises BadTable."""
+        lines, at, number = self.lines, self.lines.at, self.lines.number
+        lines.go(lines.start, 0)
+        try:
+            return list(csv.reader(islice(lines, (self.columns.line or 1) - 1), delimiter=self.delimiter))
+        except csv.Error as e:
+            raise BadTable(self.name, f"is not CSV: {explain_csv(e)}", line=lines.number) from e
+        finally:
+            lines.go(at, number)
 
     def sha256(self) -> str:
         """Return the hash of the whole file."""
@@ -152,7 +165,8 @@ def read_rows(
     Raises BadTable if a feature has no column, for a line that is not CSV, and for too many lines.
     """
     found = file.columns.find_all(schema.features)
-    for chunk in _chunks(file, schema.features, found, named, block_bytes, max_lines):
+    chunks = _chunks(file, schema.features, found, named, block_bytes, max_lines)
+    for chunk in refuse_totals(chunks, schema.features, found, file.header):
         yield replace(chunk, X=schema.matrix(chunk.X))
 
 
@@ -179,14 +193,14 @@ def read_table(
     with open_csv(path, encoding=encoding, names=names_of(columns)) as file:
         found = file.columns.find_all(columns)
         aside = Aside(file.columns, schema)
-        for chunk in _chunks(file, columns, found, NAMED_FAULTS, BLOCK_BYTES):
+        chunks = _chunks(file, columns, found, NAMED_FAULTS, BLOCK_BYTES)
+        for chunk in refuse_totals(chunks, columns, found, file.header):
             kept.frombytes(chunk.X.tobytes())
             started.frombytes(chunk.lines.tobytes())
             aside.add(chunk)
             refused += len(chunk.refused)
-            for row in chunk.refused:
-                faults.extend(row.faults)
-                tally.update(row.kinds)
+            faults.extend(fault for row in chunk.refused for fault in row.faults)
+            tally.update(kind for row in chunk.refused for kind in row.kinds)
             if len(started) + refused > max_rows:
                 line = next(line for index, line in _places(chunk) if index == max_rows)
                 raise BadTable(path, f"more than {max_rows:,} rows; raise training.max_rows to use them", line=line)
@@ -232,9 +246,8 @@ def _learn(path: Path, schema: Schema, encoding: str) -> Schema:
     columns: list[Feature | Target] = [*schema.features, schema.target]
     with open_csv(path, encoding=encoding, names=names_of(columns)) as file:
         learner = Learner(path, schema, file.columns.find_all(schema.features))
-        for _, cells in file.rows():
-            if not repeats_header(cells, file.header):
-                learner.add(cells)
+        for cells in rows_of_values(file.rows(), file.header):
+            learner.add(cells)
     return learner.schema()
 
 

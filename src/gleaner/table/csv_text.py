@@ -41,6 +41,11 @@ def disarm(rows: Sequence[Sequence[str]], width: int) -> Sequence[Sequence[str]]
     return [cells[i : i + width] for i in range(0, len(cells), width)]
 
 
+def titles_text(rows: Sequence[Sequence[str]], delimiter: str, end: str) -> str:
+    """Return the rows above a header as CSV, each as wide as it is. Raises ValueError as `disarm` does."""
+    return "".join(csv_text(disarm([row], len(row)) if row else [row], delimiter, end) for row in rows)
+
+
 def csv_text(rows: Sequence[Sequence[str]], delimiter: str, end: str) -> str:
     """Return rows as CSV, with quotes where they are needed."""
     text = io.StringIO(newline="")

@@ -94,6 +94,11 @@ def explain_row(cells: Sequence[str], header: Sequence[str]) -> str:
     """Return why a refused row is no row of values; else ""."""
     if repeats_header(cells, header):
         return "repeats the header; delete this line"
+    return explain_totals(cells)
+
+
+def explain_totals(cells: Sequence[str]) -> str:
+    """Return why a row with a label of totals is no row of values; else ""."""
     label = next((cell.strip() for cell in cells if cell.strip()), "")
     return f"is a row of totals, {label!r}; delete this line" if _TOTALS.fullmatch(label.rstrip(" :")) else ""
 

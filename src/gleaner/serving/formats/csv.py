@@ -15,7 +15,7 @@ from gleaner.serving.formats.arrow import more_columns
 from gleaner.serving.formats.json import encode_numbers
 from gleaner.serving.formats.predictions import Predictions
 from gleaner.table.csv import CsvFile, open_csv, read_rows
-from gleaner.table.csv_text import csv_text, disarm, padded
+from gleaner.table.csv_text import csv_text, disarm, padded, titles_text
 from gleaner.table.encodings import find_codec
 from gleaner.table.messages import show
 from gleaner.table.rows import Rows
@@ -104,7 +104,10 @@ def write_whole_csv(body: bytes, schema: Schema, text: Text, predictions: Predic
     with _opened(body, schema, text) as file:
         width = len(file.header)
         added = iter(zip(*columns.values(), strict=True))
-        pieces = [csv_text([[*disarm([file.header], width)[0], *columns]], file.delimiter, "\r\n")]
+        pieces = [
+            titles_text(file.above(), file.delimiter, "\r\n"),
+            csv_text([[*disarm([file.header], width)[0], *columns]], file.delimiter, "\r\n"),
+        ]
         rows = (cells for _, cells in file.rows())
         while some := list(islice(rows, _ROWS_AT_ONCE)):
             check_wanted()

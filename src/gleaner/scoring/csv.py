@@ -37,8 +37,9 @@ class CsvSource:
 
 
 class CsvWriter:
-    """A writer of CSV: the input's cells, then the columns of `new_columns`, below the lines above its header.
+    """A writer of CSV: the input's cells, then the columns of `new_columns`.
 
+    The lines above the input's header come first.
     The digits of a prediction read back as the same number. A text that a spreadsheet would run as a formula gets
     a `'` before it, which spreadsheets read as "this is text"; numbers stay as they are.
     """

@@ -93,7 +93,7 @@ class CsvFile:
             raise BadTable(self.name, f"is not CSV: {explain_csv(e)}", line=lines.number) from e
 
     def above(self) -> list[list[str]]:
-        """Return the rows above the header: titles, blank lines and a line `sep=;`. Raises BadTable."""
+        """Return the rows above the header. Raises BadTable."""
         lines, at, number = self.lines, self.lines.at, self.lines.number
         lines.go(lines.start, 0)
         try:

@@ -42,7 +42,10 @@ def disarm(rows: Sequence[Sequence[str]], width: int) -> Sequence[Sequence[str]]
 
 
 def titles_text(rows: Sequence[Sequence[str]], delimiter: str, end: str) -> str:
-    """Return the rows above a header as CSV, each as wide as it is. Raises ValueError as `disarm` does."""
+    """Return the rows above a header as CSV.
+
+    Raises ValueError if a cell has a NUL character.
+    """
     return "".join(csv_text(disarm([row], len(row)) if row else [row], delimiter, end) for row in rows)
 
 

@@ -98,7 +98,7 @@ def explain_row(cells: Sequence[str], header: Sequence[str]) -> str:
 
 
 def explain_totals(cells: Sequence[str]) -> str:
-    """Return why a row with a label of totals is no row of values; else ""."""
+    """Return why a row of totals is refused; else ""."""
     label = next((cell.strip() for cell in cells if cell.strip()), "")
     return f"is a row of totals, {label!r}; delete this line" if _TOTALS.fullmatch(label.rstrip(" :")) else ""
 

@@ -11,7 +11,6 @@ import numpy as np
 from gleaner.errors import Fault
 from gleaner.table.feature import Feature, Target
 from gleaner.table.header import explain_totals, repeats_header
-from gleaner.table.numbers import Array
 from gleaner.table.tables import WRONG, Chunk, RefusedRow
 
 _FEWEST = 2  # rows above a row of totals
@@ -20,7 +19,7 @@ _FEWEST = 2  # rows above a row of totals
 def refuse_totals(
     chunks: Iterable[Chunk], columns: Sequence[Feature | Target], found: Sequence[int], header: Sequence[str]
 ) -> Iterator[Chunk]:
-    """Yield the chunks of a file, with its last row refused if that is a row of totals.
+    """Yield the chunks of a file; a last row of totals is refused.
 
     Its first filled cell is a label such as "Total", and at least one of its numbers is the sum of the accepted
     rows above. Rows without any value that is read may follow it.
@@ -48,8 +47,9 @@ def refuse_totals(
 
 
 def rows_of_values(rows: Iterable[tuple[int, list[str]]], header: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the rows that declare what a column holds: neither the header once more nor a last row of totals.
+    """Yield the rows that hold values.
 
+    A repeated header and a last row of totals are left out.
     rows: the rows of a file with their lines.
     """
     held: list[list[str]] = []
@@ -67,7 +67,10 @@ def rows_of_values(rows: Iterable[tuple[int, list[str]]], header: Sequence[str])
 
 
 def _find_label(chunk: Chunk, found: Sequence[int]) -> tuple[int, str]:
-    """Return (position, why it is refused) of the last row with a value; without a reason for a row of values."""
+    """Return (position, reason) of the last row with a value.
+
+    The reason says why it is refused; "" for a row of values.
+    """
     at = len(chunk.cells) - 1
     while at > 0 and not any(chunk.cells[at][i : i + 1] and chunk.cells[at][i].strip() for i in found):
         at -= 1
@@ -80,7 +83,6 @@ def _are_equal(total: float, above: float) -> bool:
 
 def _without(chunk: Chunk, row: int, refused: RefusedRow) -> Chunk:
     """Return a chunk whose accepted row is refused."""
-    rows: tuple[Array, ...] = tuple(np.delete(values, row, axis=0) for values in (chunk.X, chunk.index, chunk.lines))
-    X, index, lines = rows
+    kept = np.arange(len(chunk.X)) != row
     ordered = tuple(sorted((*chunk.refused, refused), key=lambda one: one.index))
-    return replace(chunk, X=X, index=index, lines=lines, refused=ordered)
+    return replace(chunk, X=chunk.X[kept], index=chunk.index[kept], lines=chunk.lines[kept], refused=ordered)

@@ -19,7 +19,7 @@ _FEWEST = 2  # rows above a row of totals
 def refuse_totals(
     chunks: Iterable[Chunk], columns: Sequence[Feature | Target], found: Sequence[int], header: Sequence[str]
 ) -> Iterator[Chunk]:
-    """Yield the chunks of a file; a last row of totals is refused.
+    """Yield the chunks of a file; refuse totals at its end.
 
     Its first filled cell is a label such as "Total", and at least one of its numbers is the sum of the accepted
     rows above. Rows without any value that is read may follow it.

@@ -170,6 +170,7 @@ def test_a_column_that_reads_otherwise_than_the_others_is_left_to_a_person(tmp_p
 
 
 NUMBERS = [f"{i / 7:.2f}" for i in range(40)]
+LARGE = [f"{i * 1000}" for i in range(90)] * 2
 
 
 @pytest.mark.parametrize(
@@ -178,6 +179,10 @@ NUMBERS = [f"{i / 7:.2f}" for i in range(40)]
         (["", "n/a", "NA", *NUMBERS], {"type": "float", "missing": "allow", "missing_values": ("n/a", "NA")}),
         (["-200"] * 3 + NUMBERS, {"type": "float", "missing": "allow", "missing_values": ("-200",), "min": 0.0}),
         (["999"] * 3 + NUMBERS, {"missing_values": ("999",)}),
+        (["-999"] * 3 + LARGE, {"missing": "allow", "missing_values": ("-999",), "min": 0.0}),
+        (["-999", "-9999"] * 3 + LARGE, {"missing_values": ("-9999", "-999")}),
+        (["-999"] * 3 + ["-4", *LARGE], {"missing": "refuse", "min": None}),
+        (["999"] * 3 + LARGE, {"missing": "refuse"}),
         (["-3", *NUMBERS], {"min": None, "missing": "refuse"}),
         (["yes", "No", "YES", "no"], {"type": "bool"}),
         (["20240131", "20231224", "20240501"], {"type": "date", "formats": ("%Y%m%d",)}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from made import table
@@ -43,3 +45,11 @@ def test_the_forward_score_stands_beside_the_shuffled_one(capsys, later):
     assert ("forward mae" in head) == bool(later)
     assert ("12.500" in median) == ("7.250" in linear) == bool(later)
     assert ("forward mae: each later part of the table, predicted from the rows before it" in rest) == bool(later)
+
+
+def test_at_most_ten_columns_are_shown(capsys):
+    many = {f"c{i}": f"C {i}" for i in range(500)}
+    TrainingReport(Alerts(), quiet=False).read(replace(table(), taken=many))
+
+    _, *shown = capsys.readouterr().out.splitlines()
+    assert [*(f"  c{i} from 'C {i}'" for i in range(10)), "  ... and 490 more columns"] == shown

@@ -2,7 +2,7 @@
 
 No version is left half written, no alias moves without the other, and the next training succeeds.
 
-MOMENTS=20 in the environment adds twenty moments, 0.3 s apart, to each of the two tests.
+MOMENTS=20 in the environment adds twenty moments, 0.2 s apart, to each of the two tests.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def seeing(moment: str, trainer, folder: Path) -> Callable[[], object]:
 
 
 LONGEST = 300.0  # seconds: on a busy machine a training takes more than a minute
-SECONDS = [f"{0.3 * (i + 1):.1f} s" for i in range(int(os.environ.get("MOMENTS", "0")))]
+SECONDS = [f"{0.2 * (i + 1):.1f} s" for i in range(int(os.environ.get("MOMENTS", "0")))]
 
 
 def check_whole(folder: Path, before: dict[str, int]) -> None:

@@ -321,7 +321,8 @@ def _find_sentinels(rows: dict[float, int]) -> list[float]:
     """Return the numbers that stand for a missing value.
 
     rows: the number of rows of each number.
-    A sentinel stands in several rows, and lies farther from the others than these lie from each other.
+    A sentinel stands in several rows. It lies farther from the others than these lie from each other, or it is
+    negative and they are not.
     """
     found: list[float] = []
     for number in sorted(_SENTINELS & rows.keys(), key=abs, reverse=True):
@@ -329,7 +330,8 @@ def _find_sentinels(rows: dict[float, int]) -> list[float]:
         if rows[number] < max(2, sum(rows.values()) // 500) or len(others) < 3:
             continue
         low, high = min(others), max(others)
-        if max(low - number, number - high) > high - low > 0:
+        is_lone = number < 0 <= min((other for other in others if other not in _SENTINELS), default=-1)
+        if is_lone or max(low - number, number - high) > high - low > 0:
             found.append(number)
     return found
 

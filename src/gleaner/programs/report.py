@@ -82,8 +82,11 @@ class TrainingReport(_Bar):
         if table.tally:
             self._say(f"  refused: {table.refusals}")
         missing = table.missing
-        for name, header in table.taken.items():
+        taken = list(table.taken.items())
+        for name, header in taken[:_MOST_ROWS]:
             self._say(f"  {name} from {header!r}" + (f", missing in {missing[name]:.1%}" if name in missing else ""))
+        if (more := len(taken) - _MOST_ROWS) > 0:
+            self._say(f"  ... and {more:,} more columns")
         for fault in table.faults[:_MOST_ROWS]:
             self._say(f"  refused: {fault}")
         if table.refused > _MOST_ROWS:

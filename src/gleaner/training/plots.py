@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unicodedata import east_asian_width
 
 import numpy as np
+from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -14,13 +18,38 @@ from gleaner.table.tables import Table
 from gleaner.training.events import Fitted
 
 _POINTS = 5_000
+_BARS = 25
+
+# Fonts for letters that matplotlib's own font lacks, as Linux, Windows and macOS have them.
+_FONTS = [
+    *(f"Noto Sans{script}" for script in (" CJK JP", " CJK KR", " CJK SC", "", " Arabic", " Devanagari", " Thai")),
+    *("Yu Gothic", "Malgun Gothic", "Microsoft YaHei", "Nirmala UI", "Leelawadee UI"),
+    *("Hiragino Sans", "Apple SD Gothic Neo", "PingFang SC", "Arial Unicode MS"),
+    *("WenQuanYi Zen Hei", "NanumGothic", "IPAGothic"),
+]
 
 
-def draw_plots(fitted: Fitted, table: Table, target: Target, folder: Path) -> Iterator[Path]:
-    """Write a candidate's plots into a folder, and yield their paths.
+def draw_plots(fitted: Fitted, table: Table, target: Target, folder: Path) -> list[Path]:
+    """Write a candidate's plots into a folder, and return their paths.
 
-    The predictions are out of fold: the model had not seen the rows. At most 5,000 rows are drawn.
+    The predictions are out of fold: the model had not seen the rows. At most 5,000 rows are drawn, and the 25 columns
+    that matter most.
     """
+    with _any_letters():
+        return list(_draw(fitted, table, target, folder))
+
+
+@contextmanager
+def _any_letters() -> Iterator[None]:
+    """Draw letters of any script that the machine's fonts have."""
+    installed = set(font_manager.get_font_names())
+    families = ["DejaVu Sans", *(font for font in _FONTS if font in installed)]
+    with rc_context({"font.family": families}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        yield
+
+
+def _draw(fitted: Fitted, table: Table, target: Target, folder: Path) -> Iterator[Path]:
     y, predicted = table.y, fitted.out_of_fold
     if len(y) > _POINTS:
         shown = np.random.default_rng(0).choice(len(y), _POINTS, replace=False)
@@ -41,13 +70,18 @@ def draw_plots(fitted: Fitted, table: Table, target: Target, folder: Path) -> It
     axes.set(xlabel=f"predicted {target.name}{unit}", ylabel=f"actual minus predicted{unit}")
     yield _save(figure, folder / "residuals.png")
 
-    longest = max(map(len, fitted.importances), default=0)
     title = f"{fitted.candidate}: what shuffling a column costs"
+    ranked = sorted(fitted.importances.items(), key=lambda item: item[1])[-_BARS:]
+    longest = max((_width(name) for name, _ in ranked), default=0)
     figure, axes = _figure(title, left=min(0.5, 0.06 + 0.0125 * longest))
-    ranked = sorted(fitted.importances.items(), key=lambda item: item[1])
     axes.barh([name for name, _ in ranked], [value for _, value in ranked])
     axes.set(xlabel=f"growth of the mean absolute error{unit}")
     yield _save(figure, folder / "importances.png")
+
+
+def _width(text: str) -> int:
+    """Return the width of a text; letters of East Asia count twice."""
+    return sum(2 if east_asian_width(sign) in "WF" else 1 for sign in text)
 
 
 def _figure(title: str, *, left: float = 0.12) -> tuple[Figure, Axes]:

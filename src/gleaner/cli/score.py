@@ -76,7 +76,9 @@ def score(
         names = names_of(loaded.manifest.schema.features)
         open_csv = partial(open_csv_source, encoding=settings.table.encoding, names=names)
         table, writer, output = _open_tables(stack, source, out, is_parquet, open_csv, name_columns)
-        refused = stack.enter_context(FaultsFile(faults, table.place, is_named=is_named))
+        refused = stack.enter_context(FaultsFile(faults, table.place))
+        if is_named:
+            refused.begin()
         meter = stack.enter_context(Meter(quiet=as_json))
         for progress in score_table(table, loaded, writer, output, refused):
             meter.show(progress)
@@ -113,6 +115,7 @@ def _open_tables(
         with extra("parquet"):
             from gleaner.scoring.parquet import ParquetSource, ParquetWriter
     output = stack.enter_context(Output(out))
+    output.open()
     file, name = stack.enter_context(open_source(source))
     table: Source
     if is_parquet[source]:

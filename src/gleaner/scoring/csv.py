@@ -97,21 +97,14 @@ class CsvWriter:
 class FaultsFile:
     """A CSV file of all faults of the refused rows.
 
-    The file is made for the first refused row; a path that the user named is made at once.
+    The file is made for the first refused row, or by `begin`.
+    path: its path, None to write no faults.
+    place: the unit that numbers the rows, "line" or "row".
     """
 
-    def __init__(self, path: Path | None, place: str, *, is_named: bool) -> None:
-        """Open the file.
-
-        path: its path, None to write no faults.
-        place: the unit that numbers the rows, "line" or "row".
-        is_named: whether the user named the path.
-        Raises Unwritable, Refused.
-        """
+    def __init__(self, path: Path | None, place: str) -> None:
         self.path, self._place = path, place
         self._output: Output | None = None
-        if path and is_named:
-            self._begin(path)
 
     def __enter__(self) -> Self:
         return self
@@ -119,6 +112,11 @@ class FaultsFile:
     def __exit__(self, *_: object) -> None:
         if self._output:
             self._output.__exit__()
+
+    def begin(self) -> None:
+        """Make the file without waiting for a refused row. Raises Unwritable, Refused."""
+        if self.path:
+            self._begin(self.path)
 
     def write(self, refused: Sequence[RefusedRow]) -> None:
         """Write the faults of some rows. Raises Unwritable, Refused."""
@@ -148,6 +146,7 @@ class FaultsFile:
 
     def _begin(self, path: Path) -> Output:
         self._output = Output(path)
+        self._output.open()
         self._output.write(f"{self._place},column,reason\n".encode())
         return self._output
 

@@ -35,45 +35,60 @@ class Writer(Protocol):
 class Output:
     """A file under a temporary name, or a pipe or device.
 
-    A file gets its own name from `move`; without `move` nothing is left of it. A pipe or a device is written
-    directly. The temporary name is always the same and locked: a second process that writes the same file is
-    refused, and the next process overwrites what a killed one left.
+    `open` comes within the `with` block, so that a signal at any moment leaves nothing. A file gets its own name
+    from `move`; without `move` nothing is left of it. A pipe or a device is written directly. The temporary name is
+    always the same and locked: a second process that writes the same file is refused, and the next process
+    overwrites what a killed one left.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the output. Raises Unwritable, Refused."""
         self.name = "standard output" if path == PIPE else str(path)
+        self.path = path
         self._half: Path | None = None
-        with self.writing():
-            self.path = path if path == PIPE else path.resolve()  # a link to a file stays a link
-            if path == PIPE:
-                self.file: BinaryIO = os.fdopen(os.dup(1), "wb")
-            elif self.path.is_dir():
-                raise Unwritable(self.name, "is a folder; name a file")
-            elif self.path.exists() and not self.path.is_file():
-                self.file = self.path.open("wb")
-            elif not self.path.parent.is_dir():
-                raise Unwritable(self.name, f"there is no folder {self.path.parent}; make it first")
-            else:
-                half = self.path.with_name(f".{self.path.name}.half")
-                try:
-                    self.file = open_locked(half)
-                except BlockingIOError as e:
-                    fix = "wait for it, or name another file"
-                    raise Refused(f"{self.name} is being written by another process; {fix}") from e
-                self._half = half
-                if self.path.exists():  # a private file stays private
-                    os.fchmod(self.file.fileno(), stat.S_IMODE(self.path.stat().st_mode))
+        self._file: BinaryIO | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # from bytes that a full disk did not take
-            self.file.close()
-        if self._half:
-            with suppress(OSError):
+            if self._file:
+                self._file.close()
+            elif self._half:  # a signal within `open`: the file is removed unless another process holds it
+                open_locked(self._half).close()
+            if self._half:
                 self._half.unlink()
+
+    @property
+    def file(self) -> BinaryIO:
+        """The open file."""
+        if self._file is None:
+            raise ValueError(f"{self.name} is not open")
+        return self._file
+
+    def open(self) -> None:
+        """Open the output. Raises Unwritable, Refused."""
+        with self.writing():
+            if self.path == PIPE:
+                self._file = os.fdopen(os.dup(1), "wb")
+                return
+            self.path = self.path.resolve()  # a link to a file stays a link
+            if self.path.is_dir():
+                raise Unwritable(self.name, "is a folder; name a file")
+            if self.path.exists() and not self.path.is_file():
+                self._file = self.path.open("wb")
+                return
+            if not self.path.parent.is_dir():
+                raise Unwritable(self.name, f"there is no folder {self.path.parent}; make it first")
+            self._half = self.path.with_name(f".{self.path.name}.half")
+            try:
+                self._file = open_locked(self._half)
+            except BlockingIOError as e:
+                self._half = None
+                fix = "wait for it, or name another file"
+                raise Refused(f"{self.name} is being written by another process; {fix}") from e
+            if self.path.exists():  # a private file stays private
+                os.fchmod(self.file.fileno(), stat.S_IMODE(self.path.stat().st_mode))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
